@@ -1,0 +1,100 @@
+"""Anomaly map -> defect boxes: pure functions, shared by the line, calibration and explain.
+
+Cell (i, j) of a map is centred on frame pixel (4i, 4j) and stands for the 4x4 pixels around it.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.types import MAP_STRIDE, Defect
+
+CELL_AREA_PX = MAP_STRIDE * MAP_STRIDE
+
+
+def find_defects(
+    flagged: NDArray[np.uint8],
+    scores: NDArray[np.float32],
+    *,
+    frame_hw: tuple[int, int],
+    min_area_px: int,
+    merge_px: int,
+    box_fraction: float,
+) -> list[Defect]:
+    """Group flagged cells into defects, strongest first.
+
+    flagged: uint8 (h, w), nonzero where the map is over its threshold.
+    scores: float32 (n,), the positive normalised scores of the flagged cells in row-major order.
+    merge_px: cells with at most this many unflagged pixels between them are one defect (0: only
+        touching ones, diagonally too), rounded down to whole cells.
+    box_fraction: a box spans the cells above this share of its defect's peak, because the 33 px
+        receptive field smears a small defect over many cells.
+
+    Defects under `min_area_px` (flagged cells times 16) are left out. Ties keep reading order.
+    """
+    where = np.flatnonzero(flagged)
+    if where.size == 0:
+        return []
+    reach = merge_px // MAP_STRIDE + 1
+    # Two cells d columns apart touch after a dilation of `reach` cells exactly when d <= reach.
+    joined = cv2.dilate(flagged, np.ones((reach, reach), np.uint8)) if reach > 1 else flagged
+    count, groups = cv2.connectedComponents(joined, connectivity=8, ltype=cv2.CV_32S)
+    group = groups.ravel()[where]
+    area = np.bincount(group, minlength=count) * CELL_AREA_PX
+    peak = np.zeros(count, np.float32)
+    np.maximum.at(peak, group, scores)
+
+    core = scores >= peak[group] * np.float32(box_fraction)
+    rows, columns = np.divmod(where[core], flagged.shape[1])
+    member = group[core]
+    low = np.full((2, count), np.iinfo(np.int64).max, np.int64)
+    high = np.full((2, count), -1, np.int64)
+    for axis, values in enumerate((columns, rows)):
+        np.minimum.at(low[axis], member, values)
+        np.maximum.at(high[axis], member, values)
+
+    height, width = frame_hw
+    half = MAP_STRIDE // 2
+    kept = np.flatnonzero((area >= max(min_area_px, 1)))
+    kept = kept[np.argsort(-peak[kept], kind="stable")]
+    return [
+        Defect(
+            box_xyxy=(
+                max(0, int(low[0, g]) * MAP_STRIDE - half),
+                max(0, int(low[1, g]) * MAP_STRIDE - half),
+                min(width, int(high[0, g]) * MAP_STRIDE + half),
+                min(height, int(high[1, g]) * MAP_STRIDE + half),
+            ),
+            area_px=int(area[g]),
+            peak_score=float(peak[g]),
+        )
+        for g in kept
+    ]
+
+
+def iou(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> float:
+    """Intersection over union of two half-open boxes, 0..1; 0 where either is empty."""
+    overlap = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = area_px(a) + area_px(b) - overlap
+    return overlap / union if union > 0 else 0.0
+
+
+def area_px(box_xyxy: tuple[int, int, int, int]) -> int:
+    """Pixels in a half-open box; 0 where it is empty."""
+    x0, y0, x1, y1 = box_xyxy
+    return max(0, x1 - x0) * max(0, y1 - y0)
+
+
+def finds(found_xyxy: tuple[int, int, int, int], true_xyxy: tuple[int, int, int, int]) -> bool:
+    """Whether a found box counts for a true one: at most four times its area, and on it.
+
+    "On it" is a centre inside the true box, or an IoU above 0.1.
+    """
+    if area_px(found_xyxy) > 4 * area_px(true_xyxy):
+        return False
+    x = (found_xyxy[0] + found_xyxy[2]) / 2
+    y = (found_xyxy[1] + found_xyxy[3]) / 2
+    inside = true_xyxy[0] <= x < true_xyxy[2] and true_xyxy[1] <= y < true_xyxy[3]
+    return inside or iou(found_xyxy, true_xyxy) > 0.1

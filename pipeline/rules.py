@@ -1,0 +1,157 @@
+"""The one decision rule: raw map + recipe -> label, score, boxes; frames -> part.
+
+Line, calibration and explain all call `DecisionRule.decide`, in these steps:
+
+1. A raw map value m becomes the score 0.1 (m - q_a) / (q_b - q_a), with the bundle's quantiles
+   (EfficientAD, section 3.4); in a zone with factor f the score is divided by f.
+2. Cells outside the inspected zones do not count.
+3. Cells at or over `pixel_threshold` form defects; those of at least `min_area_px` survive.
+4. `image_score` is the highest score that survives, 0 where nothing does.
+5. The frame fails if and only if `image_score >= image_threshold`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.boxes import find_defects
+from pipeline.config import Recipe
+from pipeline.errors import ConfigError, DataError
+from pipeline.types import MAP_STRIDE, Defect, Label, Reason, map_hw
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """What a bundle says for one runtime and precision. q_a < q_b, raw; thresholds normalised."""
+
+    q_a: float
+    q_b: float
+    image_threshold: float
+    pixel_threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the rule says of one map. `raw_peak`: the map's maximum, inspected or not."""
+
+    label: Label
+    image_score: float
+    image_threshold: float
+    raw_peak: float
+    defects: tuple[Defect, ...]
+
+
+class DecisionRule:
+    """The rule for one camera's frame size, with zones rendered once at map resolution."""
+
+    def __init__(self, bundle: Thresholds, recipe: Recipe, frame_hw: tuple[int, int]) -> None:
+        """Raises `ConfigError` for thresholds or zones that could never fail a frame."""
+        self.frame_hw = frame_hw
+        self.recipe = recipe
+        self.image_threshold = recipe.image_threshold or bundle.image_threshold
+        self.pixel_threshold = recipe.pixel_threshold or bundle.pixel_threshold
+        if not 0 < bundle.q_b - bundle.q_a < np.inf:
+            raise ConfigError(
+                f"map quantiles {bundle.q_a:g} and {bundle.q_b:g} found, expected q_a < q_b: "
+                "the bundle cannot normalise a map; train it again"
+            )
+        if not (0 < self.pixel_threshold < np.inf and 0 < self.image_threshold < np.inf):
+            raise ConfigError(
+                f"image_threshold {self.image_threshold:g} and pixel_threshold "
+                f"{self.pixel_threshold:g} found, expected positive numbers: calibrate the bundle"
+            )
+        self._offset = np.float32(bundle.q_a)
+        self._scale = np.float32(0.1 / (bundle.q_b - bundle.q_a))
+        self.factors = zone_factors(recipe, frame_hw)
+        inspected = self.factors > 0
+        if not inspected.any():
+            raise ConfigError(
+                f"the zones of the recipe leave nothing to inspect of a {frame_hw[1]}x{frame_hw[0]}"
+                " frame: check the polygons"
+            )
+        self._inspected = None if inspected.all() else inspected
+        self._uniform = bool((self.factors[inspected] == 1.0).all())
+        raw_threshold = self._offset + np.float32(self.pixel_threshold) / self._scale
+        self._raw_thresholds: NDArray[np.float32] | np.float32 = (
+            raw_threshold
+            if self._uniform
+            else (self._offset + np.float32(self.pixel_threshold) * self.factors / self._scale)
+        )
+        text = f"{recipe.model_dump_json()}|{bundle!r}"
+        self.revision = hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def scores(self, raw_map: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Normalised scores of a whole map, float32 (h, w); 0 where nothing is inspected."""
+        score = (raw_map - self._offset) * self._scale
+        factors = np.where(self.factors > 0, self.factors, 1)
+        scaled: NDArray[np.float32] = np.where(self.factors > 0, score / factors, 0)
+        return scaled.astype(np.float32, copy=False)
+
+    def decide(self, raw_map: NDArray[np.float32]) -> Decision:
+        """raw_map: float32 (ceil(H / 4), ceil(W / 4)). Raises `DataError` when it is not finite."""
+        if raw_map.shape != map_hw(*self.frame_hw):
+            raise DataError(
+                f"a map of {raw_map.shape} found, expected {map_hw(*self.frame_hw)} for a frame of "
+                f"{self.frame_hw}: the engine was compiled for another size"
+            )
+        raw_peak = float(raw_map.max())
+        if not np.isfinite(raw_map).all():
+            raise DataError("the anomaly map holds NaN or infinity: the engine failed")
+        over = raw_map >= self._raw_thresholds
+        if self._inspected is not None:
+            over &= self._inspected
+        if not over.any():
+            return Decision(Label.PASS, 0.0, self.image_threshold, raw_peak, ())
+        score = (raw_map[over] - self._offset) * self._scale
+        if not self._uniform:
+            score /= self.factors[over]
+        defects = find_defects(
+            over.view(np.uint8),
+            score,
+            frame_hw=self.frame_hw,
+            min_area_px=self.recipe.min_area_px,
+            merge_px=self.recipe.merge_px,
+            box_fraction=self.recipe.box_fraction,
+        )
+        image_score = defects[0].peak_score if defects else 0.0
+        failed = image_score >= self.image_threshold
+        return Decision(
+            Label.FAIL if failed else Label.PASS,
+            image_score,
+            self.image_threshold,
+            raw_peak,
+            tuple(defects[: self.recipe.max_boxes]),
+        )
+
+
+def zone_factors(recipe: Recipe, frame_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """float32 (h, w) at map resolution: 0 where nothing is inspected, else the zone's factor.
+
+    A cell belongs to a zone when its centre pixel does (a polygon's edge belongs to it). Without
+    include zones the whole frame is inspected; later zones win over earlier ones.
+    """
+    rows, columns = map_hw(*frame_hw)
+    everything = not any(zone.mode == "include" for zone in recipe.zones)
+    factors = np.full((rows, columns), 1.0 if everything else 0.0, np.float32)
+    for zone in recipe.zones:
+        # Drawn at pixel resolution, so that a zone thinner than a cell is not rounded away wrongly.
+        canvas = np.zeros(frame_hw, np.uint8)
+        cv2.fillPoly(canvas, [np.array(zone.polygon, np.int32)], 1)
+        inside = canvas[::MAP_STRIDE, ::MAP_STRIDE] > 0
+        factors[inside] = zone.threshold_factor if zone.mode == "include" else 0.0
+    return factors
+
+
+def part_label(views: Sequence[tuple[Label, Reason]]) -> tuple[Label, Reason]:
+    """A part fails if any view fails, else is invalid if any view is (or none came), else passes."""
+    for wanted in (Label.FAIL, Label.INVALID):
+        for label, reason in views:
+            if label is wanted:
+                return label, reason
+    return (Label.PASS, Reason.OK) if views else (Label.INVALID, Reason.UNKNOWN)
