@@ -24,7 +24,7 @@ class Conv:
 
 
 VARIANTS: dict[str, tuple[Conv, ...]] = {
-    # About a quarter of pdn_small's widths: a sixteenth of its arithmetic, for stations without GPU.
+    # About a quarter of the widths, a sixteenth of the arithmetic: for stations without a GPU.
     "pdn_tiny": (Conv(32, 4, True), Conv(64, 4, True), Conv(64, 3), Conv(96, 4)),
     "pdn_small": (Conv(128, 4, True), Conv(256, 4, True), Conv(256, 3), Conv(FEATURES, 4)),
     "pdn_medium": (
