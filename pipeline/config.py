@@ -1,42 +1,119 @@
 """The configuration of a line: strict and typed. The one place where a parameter is defined.
 
 `load(path)` reads YAML and returns a `LineConfig`, or raises `ConfigError` with file, line, key,
-what was found and what is expected.
+what was found and what is expected. Relative paths in a file are relative to the file's folder.
+The supervisor hands the result to its stages as `dump_resolved(config)`; they need no YAML.
 """
 
 from __future__ import annotations
 
+import difflib
+import ipaddress
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    model_validator,
+)
+
+from pipeline.types import MIN_SIDE_PX
+
+RUNTIME_NAMES = ("auto", "torch", "openvino", "null")
+"""`auto` and the names in `models.runtimes.RUNTIMES`; a test holds the two together."""
+MAX_IPC_PATH_BYTES = 107
+"""What fits into the address of a Unix socket."""
+MAX_SIDE_PX = 65536
+
+
+def _resolve_path(text: str, info: ValidationInfo) -> str:
+    folder = (info.context or {}).get("folder")
+    path = Path(text).expanduser()
+    return str(path if folder is None else (Path(folder) / path).absolute())
+
+
+def _check_endpoint(text: str, info: ValidationInfo) -> str:
+    if text.startswith("ipc://"):
+        name = text.removeprefix("ipc://")
+        if not name or name.startswith(("@", "*")):
+            raise ValueError("the path of a socket after ipc://, such as ipc:///run/line/out.sock")
+        endpoint = "ipc://" + _resolve_path(name, info)
+        if len(endpoint.encode()) - len("ipc://") > MAX_IPC_PATH_BYTES:
+            raise ValueError(
+                f"a socket path of at most {MAX_IPC_PATH_BYTES} bytes, and this one has "
+                f"{len(endpoint.encode()) - len('ipc://')}; choose a shorter folder"
+            )
+        return endpoint
+    match = re.fullmatch(r"tcp://(\[[0-9A-Fa-f:.]+\]|[^\[\]:/]+):([0-9]{1,5})", text)
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise ValueError(
+            "tcp://ADDRESS:PORT with a port from 1 to 65535, or ipc:///PATH, "
+            "such as tcp://127.0.0.1:5601"
+        )
+    if not _is_loopback(match[1].strip("[]")):
+        raise ValueError(
+            "an address of this machine only, such as tcp://127.0.0.1:5601: verdicts do not "
+            "leave the machine unencrypted, and this version has no encryption yet"
+        )
+    return text
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_runtime(text: str) -> str:
+    if text in RUNTIME_NAMES or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text):
+        return text
+    guess = difflib.get_close_matches(text, RUNTIME_NAMES, n=1, cutoff=0.5)
+    hint = f"; did you mean {guess[0]!r}?" if guess else ""
+    names = ", ".join(RUNTIME_NAMES)
+    raise ValueError(f"one of {names}, or `package.module:factory`{hint}")
+
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")]
-Point = tuple[int, int]
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_resolve_path)]
+Endpoint = Annotated[str, AfterValidator(_check_endpoint)]
+RuntimeName = Annotated[str, AfterValidator(_check_runtime)]
+Coordinate = Annotated[int, Field(ge=-MAX_SIDE_PX, le=MAX_SIDE_PX)]
+Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
+Point = tuple[Coordinate, Coordinate]
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
+    )
 
 
 class VideoSource(Strict):
     kind: Literal["video"]
-    path: str
+    path: PathText
     loop: bool = False
 
 
 class FolderSource(Strict):
     kind: Literal["folder"]
-    path: str
+    path: PathText
     color: bool = False
 
 
 class SyntheticSource(Strict):
     kind: Literal["synthetic"]
-    width: PositiveInt = 1024
-    height: PositiveInt = 768
+    width: Side = 1024
+    height: Side = 768
     color: bool = False
-    seed: int = 1
+    seed: int = Field(default=1, ge=0, lt=2**63)
     frames: int | None = Field(default=None, ge=0)
     defect_share: float = Field(default=0.2, ge=0, le=1)
     prerender: int = Field(default=0, ge=0)
@@ -53,6 +130,22 @@ class Zone(Strict):
     polygon: tuple[Point, ...] = Field(min_length=3)
     threshold_factor: PositiveFloat = 1.0
     """Defects in this zone need this many times the threshold (include zones only)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        points = self.polygon
+        pairs = zip(points, points[1:] + points[:1], strict=True)
+        if len(set(points)) < 3 or not any(
+            (x1 - points[0][0]) * (y0 - points[0][1]) != (x0 - points[0][0]) * (y1 - points[0][1])
+            for (x0, y0), (x1, y1) in pairs
+        ):
+            raise ValueError("a polygon with an area: at least three corners not on one line")
+        if self.mode == "exclude" and self.threshold_factor != 1.0:
+            raise ValueError(
+                "no threshold_factor in an exclude zone, where nothing is inspected; "
+                "write `mode: include`, or leave the factor out"
+            )
+        return self
 
 
 class Recipe(Strict):
@@ -79,16 +172,16 @@ class CameraConfig(Strict):
 
 
 class WorkerConfig(Strict):
-    bundle: str | None = None
-    runtime: str = "auto"
+    bundle: PathText | None = None
+    runtime: RuntimeName = "auto"
     """auto, torch, openvino, null, or `package.module:factory` of your own."""
     precision: Literal["auto", "f32", "bf16"] = "auto"
-    threads: int = Field(default=0, ge=0)
-    max_batch: PositiveInt = 4
+    threads: int = Field(default=0, ge=0, le=1024)
+    max_batch: int = Field(default=4, ge=1, le=256)
 
 
 class PublishConfig(Strict):
-    endpoint: str = "tcp://127.0.0.1:5601"
+    endpoint: Endpoint = "tcp://127.0.0.1:5601"
     heartbeat_ms: PositiveInt = 200
 
 
@@ -102,8 +195,10 @@ class SupervisionConfig(Strict):
 
 class LineConfig(Strict):
     station: Name
-    run_dir: str | None = None
-    state_dir: str | None = None
+    run_dir: PathText | None = None
+    state_dir: PathText | None = None
+    shm_dir: PathText = "/dev/shm"
+    """Where the rings are made: a tmpfs, or a hugetlbfs with room for them."""
     cameras: dict[Name, CameraConfig] = Field(min_length=1)
     worker: WorkerConfig = WorkerConfig()
     publish: PublishConfig = PublishConfig()
@@ -111,4 +206,24 @@ class LineConfig(Strict):
 
 
 def load(path: Path) -> LineConfig:
-    raise NotImplementedError
+    """The configuration in a YAML file. Raises `ConfigError` that lists every fault in it."""
+    from pipeline.configfile import read_model  # the stages load no YAML
+
+    return read_model(path, LineConfig, {"folder": path.absolute().parent})
+
+
+def load_recipe(path: Path) -> Recipe:
+    """A recipe in a YAML file of its own. Raises `ConfigError` that lists every fault in it."""
+    from pipeline.configfile import read_model
+
+    return read_model(path, Recipe, {"folder": path.absolute().parent})
+
+
+def dump_resolved(config: LineConfig) -> str:
+    """The configuration as JSON, for `load_resolved` in another process."""
+    return config.model_dump_json()
+
+
+def load_resolved(text: str) -> LineConfig:
+    """What `dump_resolved` wrote: equal to the configuration that it was given."""
+    return LineConfig.model_validate_json(text)
