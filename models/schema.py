@@ -1,0 +1,174 @@
+"""What a bundle's files hold, and the checks of them: the schema of `models.bundle`. No torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import BundleError
+from models.variants import MARGIN_PX, STRIDE, map_hw
+
+SCHEMA = 1
+KIND = "student_teacher"
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.safetensors"
+CALIBRATION = "calibration.json"
+REFERENCE = "reference.npz"
+FILES = (WEIGHTS, CALIBRATION, REFERENCE)
+RESTORE = "copy the bundle again from where it was made, or make it again"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineThresholds:
+    """What was chosen for one runtime and precision. Thresholds are normalised scores."""
+
+    image_threshold: float
+    pixel_threshold: float
+    images: int
+    """Independent good images that it rests on."""
+    above: int
+    """How many of them reach the image threshold."""
+    false_reject_bound: float
+    """With `confidence`, at most this share of such good images would be rejected."""
+    confidence: float
+    chosen: str
+    """How, in one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A raw map value m is the score 0.1 (m - q_a) / (q_b - q_a) (EfficientAD, section 3.4)."""
+
+    q_a: float
+    q_b: float
+    engines: Mapping[str, EngineThresholds]
+    """By `runtime/precision`, such as `openvino/bf16`. Empty until calibrated."""
+
+    def raw(self, score: float) -> float:
+        """The raw map value of a normalised score."""
+        return self.q_a + score * (self.q_b - self.q_a) / 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """padded: uint8 (H + 32, W + 32, C); raw_map: float32 (ceil(H/4), ceil(W/4)), by fp32 torch."""
+
+    padded: NDArray[np.uint8]
+    raw_map: NDArray[np.float32]
+
+
+def parse_json(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not JSON ({error}): {RESTORE}") from error
+    if not isinstance(parsed, dict):
+        raise BundleError(
+            f"{path}: {type(parsed).__name__} found, expected a JSON object: {RESTORE}"
+        )
+    return parsed
+
+
+def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
+    where = path / MANIFEST
+    manifest = parse_json(where, data)
+    schema = manifest.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise BundleError(
+            f"{where}: schema {schema} found, expected at most {SCHEMA}: this bundle was made by a "
+            "newer linewatch; update linewatch on this station"
+        )
+    expected: dict[str, tuple[type, ...]] = {
+        "schema": (int,),
+        "kind": (str,),
+        "variant": (str,),
+        "in_channels": (int,),
+        "stride": (int,),
+        "provenance": (dict,),
+        "parent": (str, type(None)),
+        "files": (dict,),
+    }
+    for key, types in expected.items():
+        if key not in manifest or not isinstance(manifest[key], types):
+            names = " or ".join(t.__name__ for t in types)
+            raise BundleError(
+                f"{where}: {key}: {manifest.get(key)!r} found, expected {names}: {RESTORE}"
+            )
+    for key, wanted in (
+        ("schema", (SCHEMA,)),
+        ("kind", (KIND,)),
+        ("stride", (STRIDE,)),
+        ("in_channels", (1, 3)),
+    ):
+        if manifest[key] not in wanted:
+            raise BundleError(
+                f"{where}: {key}: {manifest[key]!r} found, expected "
+                f"{' or '.join(map(repr, wanted))}: use a bundle made for this linewatch"
+            )
+    if set(manifest["files"]) != set(FILES):
+        raise BundleError(
+            f"{where}: files: {sorted(manifest['files'])} found, expected {sorted(FILES)}: "
+            f"{RESTORE}"
+        )
+    return manifest
+
+
+def parse_calibration(path: Path, data: bytes) -> Calibration:
+    where = str(path / CALIBRATION)
+    content = parse_json(path / CALIBRATION, data)
+    try:
+        engines = {
+            str(key): EngineThresholds(**values) for key, values in content["engines"].items()
+        }
+        calibration = Calibration(float(content["q_a"]), float(content["q_b"]), engines)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{where}: {error}: calibrate again with this linewatch") from error
+    check_calibration(calibration, where)
+    return calibration
+
+
+def check_calibration(calibration: Calibration, where: str) -> None:
+    spread = calibration.q_b - calibration.q_a
+    if not (math.isfinite(spread) and spread > 0):
+        raise BundleError(
+            f"{where}: quantiles {calibration.q_a!r} and {calibration.q_b!r} found, expected "
+            "finite q_a < q_b: train on more varied good images"
+        )
+    for key, engine in calibration.engines.items():
+        for name in ("image_threshold", "pixel_threshold"):
+            value = getattr(engine, name)
+            if not (isinstance(value, float | int) and math.isfinite(value) and value > 0):
+                raise BundleError(
+                    f"{where}: {key}: {name}: {value!r} found, expected a positive number: "
+                    "calibrate again"
+                )
+
+
+def check_references(references: Sequence[Reference], in_channels: int, where: str) -> None:
+    if not references:
+        raise BundleError(f"{where}: no reference maps found, expected at least one")
+    for k, reference in enumerate(references):
+        padded, raw_map = reference.padded, reference.raw_map
+        inner_hw = tuple(side - 2 * MARGIN_PX for side in padded.shape[:2])
+        fits = (
+            padded.ndim == 3
+            and padded.shape[2] == in_channels
+            and padded.dtype == np.uint8
+            and raw_map.dtype == np.float32
+            and raw_map.shape == map_hw(*inner_hw)
+            and raw_map.size > 0
+            and bool(np.isfinite(raw_map).all())
+        )
+        if not fits:
+            raise BundleError(
+                f"{where}: crop {k}: {padded.dtype} {padded.shape} with a map {raw_map.dtype} "
+                f"{raw_map.shape} found, expected uint8 (H + 32, W + 32, {in_channels}) and finite "
+                "float32 (ceil(H / 4), ceil(W / 4)): make the bundle again"
+            )
