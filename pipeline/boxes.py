@@ -41,7 +41,7 @@ def find_defects(
     # Two cells d columns apart touch after a dilation of `reach` cells exactly when d <= reach.
     joined = cv2.dilate(flagged, np.ones((reach, reach), np.uint8)) if reach > 1 else flagged
     count, groups = cv2.connectedComponents(joined, connectivity=8, ltype=cv2.CV_32S)
-    group = groups.ravel()[where]
+    group = groups.ravel()[where].astype(np.int64)
     area = np.bincount(group, minlength=count) * CELL_AREA_PX
     peak = np.zeros(count, np.float32)
     np.maximum.at(peak, group, scores)
@@ -57,7 +57,7 @@ def find_defects(
 
     height, width = frame_hw
     half = MAP_STRIDE // 2
-    kept = np.flatnonzero((area >= max(min_area_px, 1)))
+    kept = np.flatnonzero(area >= max(min_area_px, 1))
     kept = kept[np.argsort(-peak[kept], kind="stable")]
     return [
         Defect(

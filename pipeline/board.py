@@ -1,0 +1,105 @@
+"""The line's notice board in shared memory: who lives, who is ready, who must stop.
+
+One small file beside the rings, made and unlinked by the supervisor. A row per stage, in the order
+of the station's stages; every word has one writer: the supervisor its first three, the stage the
+others. Heartbeats are stores of the monotonic clock, so that no message can be lost or late.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import ResourceError
+
+_ROW_WORDS = 16
+_STOPPING = 0  # word of the board's own row
+_PID, _INCARNATION, _RESTARTS, _HEARTBEAT, _STATE, _BUSY_LIMIT = range(6)
+
+STARTING, READY, DONE = range(3)
+"""States of a stage: it loads, it works, it has done all there is to do."""
+GO_ON, DRAIN, QUIT = range(3)
+"""What the supervisor asks of all stages: work; take no more frames; leave."""
+
+
+class Board:
+    """The mapped board. `names` must be the same in every process of the line."""
+
+    def __init__(self, path: Path, names: Sequence[str], *, create: bool = False) -> None:
+        """Raises `ResourceError` when the board is not there, or not of these stages."""
+        size = (len(names) + 1) * _ROW_WORDS * 8
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+        try:
+            descriptor = os.open(path, flags, 0o600)
+        except OSError as error:
+            raise ResourceError(
+                f"{path}: {error.strerror}; expected the board of a line that runs"
+            ) from error
+        try:
+            if create:
+                os.posix_fallocate(descriptor, 0, size)
+            if (found := os.fstat(descriptor).st_size) != size:
+                raise ResourceError(f"{path}: {found} bytes found, expected {size}: another line?")
+            self._map = mmap.mmap(descriptor, size)
+        except OSError as error:
+            raise ResourceError(f"{path}: {error.strerror}; free some of {path.parent}") from error
+        finally:
+            os.close(descriptor)
+        self._words = memoryview(self._map).cast("q")
+        self._row = {name: (n + 1) * _ROW_WORDS for n, name in enumerate(names)}
+
+    def close(self) -> None:
+        self._words.release()
+        self._map.close()
+
+    @property
+    def order(self) -> int:
+        """GO_ON, DRAIN or QUIT."""
+        return self._words[_STOPPING]
+
+    def set_order(self, order: int) -> None:
+        """Supervisor: tell every stage."""
+        self._words[_STOPPING] = order
+
+    def set_process(self, name: str, pid: int, incarnation: int) -> None:
+        """Supervisor: a stage was started (again)."""
+        row = self._row[name]
+        self._words[row + _STATE] = STARTING
+        self._words[row + _HEARTBEAT] = time.monotonic_ns()
+        self._words[row + _BUSY_LIMIT] = 0
+        self._words[row + _INCARNATION] = incarnation
+        self._words[row + _PID] = pid
+
+    def pid(self, name: str) -> int:
+        return self._words[self._row[name] + _PID]
+
+    def incarnation(self, name: str) -> int:
+        """How often the stage has been started, from 1."""
+        return self._words[self._row[name] + _INCARNATION]
+
+    def state(self, name: str) -> int:
+        """STARTING, READY or DONE."""
+        return self._words[self._row[name] + _STATE]
+
+    def set_state(self, name: str, state: int) -> None:
+        """Stage: where it is."""
+        self.beat(name)
+        self._words[self._row[name] + _STATE] = state
+
+    def beat(self, name: str) -> None:
+        """Stage: alive, and getting on."""
+        self._words[self._row[name] + _HEARTBEAT] = time.monotonic_ns()
+
+    def silent_ms(self, name: str) -> float:
+        """Time since the last heartbeat."""
+        return (time.monotonic_ns() - self._words[self._row[name] + _HEARTBEAT]) / 1e6
+
+    def set_busy_limit_ms(self, name: str, limit_ms: float) -> None:
+        """Stage: it may be silent for so long, because one step of its work takes that time."""
+        self._words[self._row[name] + _BUSY_LIMIT] = round(limit_ms)
+
+    def busy_limit_ms(self, name: str) -> int:
+        return self._words[self._row[name] + _BUSY_LIMIT]
