@@ -20,6 +20,7 @@ import zmq
 
 from pipeline.board import Board
 from pipeline.errors import LinewatchError
+from pipeline.lock import hold_stage
 from pipeline.ring import FrameRing
 from pipeline.station import Station
 from pipeline.telemetry import start_log
@@ -104,6 +105,7 @@ def main(stage: str, work: Callable[[Stage], None]) -> None:
     if os.getppid() != parent or parent == 1:
         sys.exit(1)
     station = Station.attach(Path(sys.argv[1]))
+    hold_stage(station)
     name = ".".join([stage, *sys.argv[2:]])
     start_log(station.log(name))
     runner = Stage(station, name)

@@ -1,0 +1,272 @@
+"""The line as a whole: starts the stages, watches them, restarts them, ends them, tidies up.
+
+1. Take the station: a lock in the run directory; a second daemon is refused. Wait until no stage of
+   an earlier daemon lives, account for the ids in its rings, and only then unlink them.
+2. Make rings and board, start decision and worker; when both are ready, start the captures.
+3. Reap and restart what broke, kill and restart what has gone silent, within a restart budget. A
+   stage that gave up for a stated reason is not restarted: the line drains and ends with it.
+4. At the end (sources done, or told to stop): captures end their rings, decision decides what is
+   pending, the worker leaves, every id left without a verdict gets one, and the rings go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from pipeline import errors
+from pipeline.board import DONE, DRAIN, QUIT, READY, Board
+from pipeline.config import LineConfig, dump_resolved
+from pipeline.errors import LinewatchError, StageFailed
+from pipeline.journal import Journal
+from pipeline.ledger import settle
+from pipeline.lock import hold_station
+from pipeline.ring import LOST, RUNNING, FrameRing
+from pipeline.ringfile import create_ring
+from pipeline.sources import probe
+from pipeline.station import Station
+
+TICK_S = 0.02
+_KILL_S = 5.0
+
+STAGES = {
+    "capture": "pipeline.capture",
+    "worker": "pipeline.worker",
+    "decision": "pipeline.decision",
+}
+"""Kind of stage -> the module that is its process. A camera has a capture of its own."""
+
+log = logging.getLogger("supervisor")
+
+
+@dataclass(slots=True)
+class Process:
+    """A stage's process and its history."""
+
+    name: str
+    popen: subprocess.Popen[bytes]
+    incarnation: int = 1
+    starts: deque[float] = field(default_factory=deque)
+    finished: bool = False
+    fault: LinewatchError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A look at a running line."""
+
+    captured: int
+    decided: int
+    restarts: int
+    pids: dict[str, int]
+
+
+class Line:
+    """One station's line, from its configuration. `run` blocks until it has ended."""
+
+    def __init__(self, config: LineConfig) -> None:
+        self.station = Station.of(config)
+        self.config = config
+        self.epoch = 0
+        self._processes: dict[str, Process] = {}
+        self._rings: dict[str, FrameRing] = {}
+        self._draining = False
+        self._fault: LinewatchError | None = None
+
+    def run(
+        self,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        watch: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        """Run the line until its sources end or `stop()` is true; then drain it.
+
+        watch: called some fifty times a second.
+
+        Raises what a stage gave up with, `StageFailed` when the restart budget is spent, and what
+        making the line can raise (`StationBusy`, `ResourceError`, `SourceError`, `ConfigError`).
+        """
+        with hold_station(self.station), self._rings_and_board() as board:
+            try:
+                self._start(board, "decision")
+                self._start(board, "worker")
+                while not self._ended():
+                    self._tend(board)
+                    self._capture_when_ready(board)
+                    if self._fault or stop():
+                        self._drain(board)
+                    watch(self.progress())
+                    time.sleep(TICK_S)
+            finally:
+                self._end(board)
+        if self._fault:
+            raise self._fault
+
+    def progress(self) -> Progress:
+        return Progress(
+            captured=sum(ring.last_id for ring in self._rings.values()),
+            decided=sum(ring.decided_id for ring in self._rings.values()),
+            restarts=sum(process.incarnation - 1 for process in self._processes.values()),
+            pids={name: process.popen.pid for name, process in self._processes.items()},
+        )
+
+    @contextlib.contextmanager
+    def _rings_and_board(self) -> Iterator[Board]:
+        """Shared memory of this run; what is left of an earlier one is accounted for first."""
+        station = self.station
+        shapes = {camera: probe(c.source) for camera, c in self.config.cameras.items()}
+        journal = Journal(station.journal)
+        try:
+            left = settle(station, journal)
+            self.epoch = journal.next_epoch()
+        finally:
+            journal.close()
+        if left:
+            log.warning("%d frames of an earlier run had no verdict: now invalid/line_died", left)
+        station.shm_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            for camera, shape in shapes.items():
+                path = station.ring(camera)
+                create_ring(path, shape, self.config.cameras[camera].slots, self.epoch)
+                self._rings[camera] = FrameRing(path)
+            (station.run_dir / "line.json").write_text(dump_resolved(self.config))
+            board = Board(station.board, station.stages, create=True)
+            try:
+                yield board
+            finally:
+                board.close()
+        finally:
+            for ring in self._rings.values():
+                ring.close()
+            self._rings = {}
+            journal = Journal(station.journal)
+            try:
+                settle(station, journal)
+            finally:
+                journal.close()
+
+    def _start(self, board: Board, name: str) -> None:
+        """Start a stage, for the first time or again."""
+        kind, _, camera = name.partition(".")
+        station = self.station
+        station.log(name).parent.mkdir(parents=True, exist_ok=True)
+        arguments = [sys.executable, "-m", STAGES[kind], str(station.run_dir)]
+        # What the interpreter itself has to say (a missing module, a crash) goes beside the log.
+        with station.log(name).with_suffix(".err").open("ab") as stderr:
+            popen = subprocess.Popen(
+                [*arguments, *([camera] if camera else [])],
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+            )
+        process = self._processes.setdefault(name, Process(name, popen, 0))
+        process.popen = popen
+        process.incarnation += 1
+        process.starts.append(time.monotonic())
+        board.set_process(name, popen.pid, process.incarnation)
+        log.info("%s started (pid %d, start %d)", name, popen.pid, process.incarnation)
+
+    def _capture_when_ready(self, board: Board) -> None:
+        if self._draining or any(board.state(name) != READY for name in ("worker", "decision")):
+            return
+        for camera in self.config.cameras:
+            if f"capture.{camera}" not in self._processes:
+                self._start(board, f"capture.{camera}")
+
+    def _tend(self, board: Board) -> None:
+        """Reap what has ended, kill what is stuck, restart what broke."""
+        for process in list(self._processes.values()):
+            if process.finished:
+                continue
+            code = process.popen.poll()
+            if code is None:
+                self._kill_if_stuck(board, process)
+            elif code == 0 and (board.state(process.name) == DONE or board.order == QUIT):
+                process.finished = True
+            elif (fault := self._read_fault(process.name, code)) is not None:
+                process.finished = True
+                self._fault = self._fault or fault
+            else:
+                self._restart(board, process, code)
+
+    def _kill_if_stuck(self, board: Board, process: Process) -> None:
+        limits = self.config.supervision
+        limit = max(limits.heartbeat_timeout_ms, board.busy_limit_ms(process.name))
+        if board.state(process.name) not in (READY, DONE):
+            limit = max(limit, limits.start_timeout_ms)
+        if (silent := board.silent_ms(process.name)) > limit:
+            log.error("%s silent for %.0f ms (limit %d): killed", process.name, silent, limit)
+            process.popen.kill()
+
+    def _restart(self, board: Board, process: Process, code: int) -> None:
+        limits = self.config.supervision
+        now = time.monotonic()
+        while process.starts and now - process.starts[0] > limits.restart_window_s:
+            process.starts.popleft()
+        if len(process.starts) > limits.restarts:
+            process.finished = True
+            self._fault = self._fault or StageFailed(
+                f"{process.name}: ended with {code} and was started {len(process.starts)} times in "
+                f"{limits.restart_window_s:g} s, expected at most {limits.restarts} restarts; see "
+                f"{self.station.log(process.name)}"
+            )
+            return
+        log.warning("%s ended with %d: started again", process.name, code)
+        self._start(board, process.name)
+
+    def _read_fault(self, name: str, code: int) -> LinewatchError | None:
+        """Why a stage gave up, if it did."""
+        path = self.station.fault(name)
+        if code <= 0 or not path.exists():
+            return None
+        kind, _, text = path.read_text().partition("\n")
+        path.unlink()
+        known = getattr(errors, kind, LinewatchError)
+        error: LinewatchError = known(text)
+        return error
+
+    def _drain(self, board: Board) -> None:
+        """Take no more frames. A camera without a living capture has its ring ended here."""
+        if not self._draining:
+            self._draining = True
+            board.set_order(DRAIN)
+            self._drain_until = time.monotonic() + self.config.supervision.drain_timeout_s
+        for camera, ring in self._rings.items():
+            capture = self._processes.get(f"capture.{camera}")
+            if ring.ended == RUNNING and (capture is None or capture.finished):
+                ring.end(LOST)
+
+    def _ended(self) -> bool:
+        """Whether decision is done, or what it would take to get there is not to be had."""
+        decision, worker = self._processes["decision"], self._processes["worker"]
+        if decision.finished or (self._draining and worker.finished and self._pending()):
+            return True
+        if self._draining and time.monotonic() > self._drain_until:
+            log.error("not drained in %g s", self.config.supervision.drain_timeout_s)
+            return True
+        return False
+
+    def _pending(self) -> bool:
+        return any(ring.decided_id < ring.last_id for ring in self._rings.values())
+
+    def _end(self, board: Board) -> None:
+        """Everything off: asked first, then killed; always reaped."""
+        board.set_order(QUIT)
+        until = time.monotonic() + _KILL_S
+        for process in self._processes.values():
+            try:
+                if process.name == "decision" and not process.finished:
+                    process.popen.kill()  # it waits for frames that nobody will answer
+                process.popen.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.error("%s did not leave: killed", process.name)
+                process.popen.kill()
+                process.popen.wait()
+            if not process.finished and self._fault is None:
+                self._fault = self._read_fault(process.name, process.popen.returncode)

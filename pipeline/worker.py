@@ -1,0 +1,183 @@
+"""Stage: filled slots of all cameras -> engine -> anomaly maps in the same slots.
+
+1. Open the runtime (parity gate included), warm it up on every camera's shape, and leave the
+   engine's name and thresholds for decision.
+2. Oldest frames first, cameras in turn: take up to `max_batch` slots, write their maps, answer.
+
+A frame whose verdict is out already (its deadline passed) is answered without a look. A frame that
+was taken twice before, by workers that did not live to answer, is not tried a third time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.runtimes import open_runtime
+from models.runtimes.base import Runtime
+from pipeline.board import QUIT, READY
+from pipeline.config import WorkerConfig
+from pipeline.errors import BundleError, LinewatchError, ParityError, RuntimeUnavailable
+from pipeline.ring import ANSWERED, FAILED, POISONED, SKIPPED, FrameRing
+from pipeline.rules import Thresholds
+from pipeline.stage import WAKE_MS, Stage, drain, main, wake
+from pipeline.types import map_hw
+
+MAX_ATTEMPTS = 2
+_BUSY_FACTOR = 10
+"""A batch may take so many times as long as the warm-up's before the worker counts as stuck."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A slot that waits for its map."""
+
+    ring: FrameRing
+    slot: int
+    generation: int
+
+
+def work(stage: Stage) -> None:
+    rings = list(stage.rings().values())
+    config = stage.station.config.worker
+    inbox = stage.listen()
+    outbox = stage.call("decision")
+    runtime = _open(stage, config, [ring.shape_hwc for ring in rings])
+    batch_ms = warm_up(runtime, [ring.shape_hwc for ring in rings])
+    stage.log.info("engine %s, %.1f ms for the slowest frame", runtime.engine_id, batch_ms)
+    stage.board.set_busy_limit_ms(stage.name, _BUSY_FACTOR * batch_ms * config.max_batch)
+    stage.board.set_state(stage.name, READY)
+    while stage.board.order != QUIT:
+        inbox.poll(WAKE_MS)
+        drain(inbox)
+        stage.board.beat(stage.name)
+        while jobs := next_batch(rings, config.max_batch):
+            infer(stage, runtime, jobs)
+            wake(outbox)
+            stage.board.beat(stage.name)
+            if stage.board.order == QUIT:
+                break
+    runtime.close()
+
+
+def next_batch(rings: Sequence[FrameRing], limit: int) -> list[Job]:
+    """The oldest open slots, cameras in turn; those that need no map are answered here."""
+    jobs: list[Job] = []
+    waiting = [
+        [Job(ring, slot, generation) for _, slot, generation in ring.waiting()] for ring in rings
+    ]
+    for turn in itertools.zip_longest(*waiting):
+        for job in turn:
+            if job is None or len(jobs) == limit:
+                continue
+            attempts = job.ring.take(job.slot, job.generation)
+            if not job.ring.wanted(job.slot, job.generation):
+                job.ring.finish(job.slot, job.generation, SKIPPED)
+            elif attempts >= MAX_ATTEMPTS:
+                job.ring.finish(job.slot, job.generation, POISONED)
+            else:
+                jobs.append(job)
+    return jobs
+
+
+def infer(stage: Stage, runtime: Runtime, jobs: Sequence[Job]) -> None:
+    """Write the maps of a batch into its slots and answer."""
+    start = time.monotonic_ns()
+    try:
+        peaks = runtime.infer(
+            [job.ring.padded(job.slot) for job in jobs], [job.ring.map(job.slot) for job in jobs]
+        )
+        status = ANSWERED
+    except Exception:  # the outermost loop: these frames are `invalid/infer_failed`
+        stage.log.exception("inference of %d frames failed", len(jobs))
+        peaks = [float("nan")] * len(jobs)
+        status = FAILED
+    end = time.monotonic_ns()
+    for job, peak in zip(jobs, peaks, strict=True):
+        job.ring.finish(
+            job.slot,
+            job.generation,
+            status,
+            raw_peak=peak,
+            t_start_ns=start,
+            t_end_ns=end,
+            engine_id=runtime.engine_id,
+        )
+
+
+def warm_up(runtime: Runtime, shapes_hwc: Sequence[tuple[int, int, int]]) -> float:
+    """Milliseconds that the slowest camera's frame takes, first run aside."""
+    slowest = 0.0
+    for height, width, channels in dict.fromkeys(shapes_hwc):
+        padded = np.full((height + 32, width + 32, channels), 127, np.uint8)
+        out = np.empty(map_hw(height, width), np.float32)
+        runtime.infer([padded], [out])
+        start = time.monotonic_ns()
+        runtime.infer([padded], [out])
+        slowest = max(slowest, (time.monotonic_ns() - start) / 1e6)
+    return slowest
+
+
+def _open(
+    stage: Stage, config: WorkerConfig, shapes_hwc: Sequence[tuple[int, int, int]]
+) -> Runtime:
+    """The configured runtime; its name, bundle and thresholds go to the station's engine file.
+
+    Raises `BundleError`, `ParityError` or `RuntimeUnavailable`, which no restart would mend.
+    """
+    # `models` has an error tree of its own: it knows nothing of the pipeline.
+    from models import errors as theirs
+    from models.bundle import Bundle
+
+    kinds: tuple[tuple[type[Exception], type[LinewatchError]], ...] = (
+        (theirs.ParityError, ParityError),
+        (theirs.BundleError, BundleError),
+        (theirs.RuntimeUnavailable, RuntimeUnavailable),
+    )
+    try:
+        bundle = Bundle.load(Path(config.bundle)) if config.bundle else None
+        runtime = open_runtime(
+            bundle,
+            runtime=config.runtime,
+            precision=config.precision,
+            threads=config.threads,
+            shapes=shapes_hwc,
+            cache_dir=stage.station.state_dir / "engines",
+        )
+        thresholds = bundle.thresholds(runtime.engine_id.rpartition("/")[0]) if bundle else None
+    except theirs.ModelsError as error:
+        for their, ours in kinds:
+            if isinstance(error, their):
+                raise ours(str(error)) from error
+        raise
+    engine = {
+        "engine_id": runtime.engine_id,
+        "bundle_sha256": bundle.sha256 if bundle else "",
+        # Without a bundle scores are raw map values, judged at 0.5: for the null runtime.
+        "thresholds": asdict(
+            Thresholds(
+                q_a=bundle.calibration.q_a,
+                q_b=bundle.calibration.q_b,
+                image_threshold=thresholds.image_threshold,
+                pixel_threshold=thresholds.pixel_threshold,
+            )
+            if bundle and thresholds
+            else Thresholds(q_a=0.0, q_b=0.1, image_threshold=0.5, pixel_threshold=0.5)
+        ),
+    }
+    path = stage.station.engine
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(engine))
+    partial.replace(path)
+    return runtime
+
+
+if __name__ == "__main__":
+    main("worker", work)
