@@ -180,7 +180,7 @@ def write_bundle(
         arrays[f"padded_{k}"] = reference.padded
         arrays[f"map_{k}"] = reference.raw_map
     npz = io.BytesIO()
-    np.savez_compressed(npz, **arrays)
+    np.savez_compressed(npz, allow_pickle=False, **arrays)
     # Sorted: safetensors keeps the order of the mapping, and equal content shall have one hash.
     plain = {name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}
     contents = {

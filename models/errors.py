@@ -25,7 +25,7 @@ class ParityError(BundleError):
     pass
 
 
-class RuntimeUnavailable(ModelsError):  # noqa: N818 - it reads as a state, as in pipeline.errors
+class RuntimeUnavailable(ModelsError):
     pass
 
 

@@ -6,11 +6,17 @@ A runtime is one file beside this one and one row in `models.runtimes.RUNTIMES`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models.bundle import Bundle
+from models.errors import DataError
+from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, map_hw
 
 
 class Runtime(Protocol):
@@ -31,3 +37,46 @@ class Runtime(Protocol):
         """
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine is to be opened."""
+
+    precision: str = "f32"
+    threads: int = 0
+    """CPU threads of one inference; 0: as many as the machine has."""
+    shapes: tuple[tuple[int, int, int], ...] = ()
+    """(H, W, C) of the frames, without margin, to compile for now; others compile as they come."""
+    cache_dir: Path | None = None
+    """Where compiled engines may be kept between starts; None: nowhere."""
+
+
+Factory = Callable[[Bundle | None, EngineOptions], Runtime]
+"""What a row of `RUNTIMES`, or your own `package.module:factory`, names. `null` needs no bundle."""
+
+
+def check_batch(
+    padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]], in_channels: int
+) -> None:
+    """Raise `DataError` unless every frame and map of the batch has the shape `infer` asks for."""
+    if len(padded) != len(out):
+        raise DataError(f"{len(padded)} frames and {len(out)} maps found, expected as many of both")
+    smallest = RECEPTIVE_FIELD_PX
+    for frame, raw_map in zip(padded, out, strict=True):
+        if frame.ndim != 3 or frame.dtype != np.uint8 or frame.shape[2] != in_channels:
+            raise DataError(
+                f"a frame {frame.dtype} {frame.shape} found, expected uint8 "
+                f"(H + 32, W + 32, {in_channels}): give frames of the channels that the bundle "
+                "was trained on"
+            )
+        height, width = frame.shape[0] - 2 * MARGIN_PX, frame.shape[1] - 2 * MARGIN_PX
+        if min(height, width) < smallest:
+            raise DataError(
+                f"a frame of {width}x{height} found, expected at least {smallest}x{smallest}"
+            )
+        if raw_map.shape != map_hw(height, width) or raw_map.dtype != np.float32:
+            raise DataError(
+                f"room for a map {raw_map.dtype} {raw_map.shape} found, expected float32 "
+                f"{map_hw(height, width)} for a frame of {width}x{height}"
+            )
