@@ -1,11 +1,11 @@
-"""Every error that linewatch raises on purpose, and the exit code that each one ends a command with.
+"""Every error that linewatch raises on purpose, and the exit code it ends a command with.
 
     LinewatchError                exit  what happened
     ├── ConfigError                 2   a configuration, recipe or command line that cannot be used
     ├── SourceError                 3   a camera or a recording that cannot be read
     │   └── SourceLost              3   it could be read, and then no more
-    ├── BundleError                 4   a bundle that is damaged, newer than this program or not fit
-    │   └── ParityError             4   an engine that does not reproduce the bundle's reference maps
+    ├── BundleError                 4   a bundle that is damaged, too new or not fit
+    │   └── ParityError             4   an engine that does not give the bundle's reference maps
     ├── RuntimeUnavailable          5   an engine that this machine or this bundle cannot run
     ├── StationBusy                 6   another daemon holds this station, or an endpoint is taken
     ├── ResourceError               7   shared memory, disk or another resource does not suffice

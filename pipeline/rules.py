@@ -149,7 +149,7 @@ def zone_factors(recipe: Recipe, frame_hw: tuple[int, int]) -> NDArray[np.float3
 
 
 def part_label(views: Sequence[tuple[Label, Reason]]) -> tuple[Label, Reason]:
-    """A part fails if any view fails, else is invalid if any view is (or none came), else passes."""
+    """A part fails if any view fails, else is invalid if any view is or none came, else passes."""
     for wanted in (Label.FAIL, Label.INVALID):
         for label, reason in views:
             if label is wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from pipeline.rules import part_label
 from pipeline.types import FrameRef, Label, PartVerdict, Reason, Verdict
 
 
@@ -19,20 +20,21 @@ def invalid(station: str, ref: FrameRef, reason: Reason, now_ns: int) -> Verdict
         trigger_id=ref.trigger_id,
         part_id=ref.part_id,
         source_pts=ref.source_pts,
-        t_captureutc_ns=utc_ns(ref.t_capture_ns, now_ns),
+        t_capture_utc_ns=utc_ns(ref.t_capture_ns, now_ns),
         latency_ms={"total": (now_ns - ref.t_capture_ns) / 1e6},
     )
 
 
 def part_of(verdict: Verdict) -> PartVerdict:
     """The part's verdict where each frame is a part of its own."""
+    label, reason = part_label([(verdict.label, verdict.reason)])
     view = (verdict.camera, verdict.epoch, verdict.frame_id)
     return PartVerdict(
         station=verdict.station,
         part_id=verdict.part_id or "/".join(map(str, view)),
         trigger_id=verdict.trigger_id,
-        label=verdict.label,
-        reason=verdict.reason,
+        label=label,
+        reason=reason,
         views=(view,),
     )
 

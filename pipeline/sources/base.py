@@ -1,4 +1,4 @@
-"""What a source of frames is. A camera type is one file beside this one and one row in `SOURCES`."""
+"""What a source of frames is. A camera type is one file beside this one and a row in `SOURCES`."""
 
 from __future__ import annotations
 
