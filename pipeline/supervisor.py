@@ -74,6 +74,8 @@ class Line:
         self.station = Station.of(config)
         self.config = config
         self.epoch = 0
+        self.captured = 0
+        """Ids taken by all captures together, once `run` has returned."""
         self._processes: dict[str, Process] = {}
         self._rings: dict[str, FrameRing] = {}
         self._draining = False
@@ -142,6 +144,7 @@ class Line:
             finally:
                 board.close()
         finally:
+            self.captured = sum(ring.last_id for ring in self._rings.values())
             for ring in self._rings.values():
                 ring.close()
             self._rings = {}
