@@ -32,9 +32,12 @@ KEPT = 16
 class OpenVinoRuntime:
     """See `models.runtimes.base.Runtime`."""
 
-    def __init__(self, graph: FusedGraph, options: EngineOptions) -> None:
+    def __init__(
+        self, graph: FusedGraph, options: EngineOptions, *, strip_bytes: int = STRIP_BYTES
+    ) -> None:
         self.engine_id = f"openvino/{options.precision}/cpu"
         self._graph = graph
+        self._strip_bytes = strip_bytes
         self._core = ov.Core()
         self._settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": options.precision,
@@ -75,13 +78,18 @@ class OpenVinoRuntime:
             peaks.append(float(target.max()))
         return peaks
 
+    @property
+    def compiled_shapes(self) -> int:
+        """How many input shapes are compiled and kept."""
+        return len(self._requests)
+
     def close(self) -> None:
         self._requests.clear()
 
     def _strip_rows(self, columns: int) -> int:
         # float32, and four frame rows for each map row
         per_map_row = len(self._graph.layers[0].bias) * 4 * 4 * columns
-        return max(8, STRIP_BYTES // per_map_row)
+        return max(8, self._strip_bytes // per_map_row)
 
     def _request(self, shape: tuple[int, int]) -> Any:
         request = self._requests.get(shape)

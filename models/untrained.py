@@ -1,0 +1,71 @@
+"""A detector that has learned nothing, for tests and for measuring speed: the right shapes, and
+numbers of a sensible size (a student that is its teacher plus noise). It finds no defects.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.efficientad import StudentTeacher
+from models.references import reference_map, save_detector
+from models.variants import MARGIN_PX
+
+
+def untrained_model(
+    variant: str = "pdn_tiny", in_channels: int = 1, *, seed: int = 0, noise: float = 0.05
+) -> StudentTeacher:
+    """A random teacher with unit feature statistics on textured frames; student noise relative."""
+    generator = torch.Generator().manual_seed(seed)
+    model = StudentTeacher(variant, in_channels)
+    with torch.no_grad():
+        model.input_mean.copy_(torch.tensor([0.42, 0.47, 0.51])[:in_channels])
+        model.input_std.copy_(torch.tensor([0.19, 0.22, 0.25])[:in_channels])
+        for parameter in model.teacher.parameters():
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 100
+            parameter.normal_(std=(2 / fan_in) ** 0.5, generator=generator)
+        frames = [textured_frame(96, 96, in_channels, seed=k) for k in range(2)]
+        pixels = torch.from_numpy(np.stack([pad(frame) for frame in frames]))
+        features = model.teacher(model.normalise(pixels))
+        model.feature_mean.copy_(features.mean(dim=(0, 2, 3)))
+        model.feature_std.copy_(features.std(dim=(0, 2, 3)).clamp_min(0.05))
+        # The student gives normalised features: its last layer takes the statistics in.
+        model.student.load_state_dict(model.teacher.state_dict())
+        *_, (_, weight), (_, bias) = model.student.named_parameters()
+        weight.div_(model.feature_std[:, None, None, None])
+        bias.sub_(model.feature_mean).div_(model.feature_std)
+        for parameter in model.student.parameters():
+            parameter.mul_(1 + noise * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def untrained_bundle(
+    out_dir: Path, variant: str = "pdn_tiny", in_channels: int = 1, *, seed: int = 0
+) -> Path:
+    """A bundle of `untrained_model`, with map quantiles and references but no thresholds."""
+    model = untrained_model(variant, in_channels, seed=seed)
+    frames = [textured_frame(128, 160, in_channels, seed=k) for k in range(2)]
+    values = np.concatenate([reference_map(model, pad(frame)).ravel() for frame in frames])
+    q_a, q_b = (float(q) for q in np.quantile(values, [0.9, 0.995]))
+    return save_detector(
+        out_dir, model, q_a=q_a, q_b=q_b, provenance={"note": "untrained"}, frames=frames
+    )
+
+
+def textured_frame(height: int, width: int, channels: int, *, seed: int = 0) -> NDArray[np.uint8]:
+    """uint8 (H, W, C): smooth noise around mid-grey, different in each channel."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(height + 8, width + 8, channels))
+    for axis in (0, 1):
+        noise = np.sum([np.roll(noise, k, axis) for k in range(5)], axis=0)
+    frame = np.clip(118 + 7 * noise[4:-4, 4:-4], 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(frame)
+
+
+def pad(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W, C) -> (H + 32, W + 32, C) by reflection, as capture fills a slot's margin."""
+    margin = ((MARGIN_PX, MARGIN_PX), (MARGIN_PX, MARGIN_PX), (0, 0))
+    return np.pad(frame, margin, mode="reflect")

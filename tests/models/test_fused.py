@@ -1,0 +1,99 @@
+"""The fused graph equals the plain reference, and its pieces are what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.errors import BundleError
+from models.fused import fuse, input_rows, round_to_bfloat16, strips
+from models.references import reference_map, weights_of
+from models.runtimes.base import EngineOptions
+from models.runtimes.torch_ import TorchRuntime
+from models.untrained import pad, textured_frame, untrained_model
+from models.variants import VARIANTS, map_hw
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("hw", [(33, 33), (61, 50), (96, 130)])
+def test_fused_equals_plain_reference(variant: str, channels: int, hw: tuple[int, int]) -> None:
+    model = untrained_model(variant, channels)
+    padded = pad(textured_frame(*hw, channels, seed=3))
+    expected = reference_map(model, padded)
+    out = np.full(map_hw(*hw), np.nan, np.float32)
+    graph = fuse(weights_of(model), variant, channels)
+    [peak] = TorchRuntime(graph, EngineOptions()).infer([padded], [out])
+    assert expected.shape == out.shape
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5 * expected.max())
+    assert peak == out.max()
+
+
+def test_folding_costs_no_more_than_float32_itself() -> None:
+    """Against float64, the fused graph is not a worse float32 than the plain one."""
+    model = untrained_model("pdn_small", 3)
+    padded = pad(textured_frame(64, 64, 3))
+    plain = reference_map(model, padded)
+    out = np.empty((16, 16), np.float32)
+    TorchRuntime(fuse(weights_of(model), "pdn_small", 3), EngineOptions()).infer([padded], [out])
+    exact = model.double()(torch.from_numpy(padded[None]))[0].detach().numpy()
+    assert np.abs(out - exact).max() <= max(4 * np.abs(plain - exact).max(), 1e-6 * exact.max())
+
+
+def test_first_layer_for_bfloat16_keeps_the_mean_pixel() -> None:
+    """With rounded weights, a frame of the mean grey value still gives the unrounded outputs."""
+    weights = weights_of(untrained_model("pdn_tiny", 3))
+    mean_px = 255.0 * weights["input_mean"].astype(np.float64)
+    first = [fuse(weights, "pdn_tiny", 3, for_bfloat16=b).layers[0] for b in (False, True)]
+    exact, rounded = (
+        np.einsum("oikl,i->o", layer.weight.astype(np.float64), mean_px) + layer.bias
+        for layer in first
+    )
+    np.testing.assert_allclose(rounded, exact, atol=1e-5)
+    assert np.array_equal(round_to_bfloat16(first[1].weight), first[1].weight)
+
+
+# Engines may set the CPU to flush subnormal numbers.
+@given(st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False))
+def test_bfloat16_rounds_as_torch_does(value: float) -> None:
+    array = np.array([value], np.float32)
+    expected = torch.from_numpy(array).to(torch.bfloat16).to(torch.float32).numpy()
+    assert np.array_equal(round_to_bfloat16(array), expected)
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 3000), at_most=st.integers(1, 400))
+def test_strips_cover_every_row_with_one_height(rows: int, at_most: int) -> None:
+    found = strips(rows, at_most)
+    heights = {strip.last - strip.first for strip in found}
+    assert len(heights) == 1
+    assert heights.pop() <= at_most
+    covered = sorted({row for strip in found for row in range(strip.first, strip.last)})
+    assert covered == list(range(rows))
+    assert len(found) == -(-rows // at_most)
+    # The frame that gives `rows` rows has 4 rows - 3 pixel rows at least, and 32 of margin.
+    assert found[-1].input_rows.stop == input_rows(rows) <= 4 * rows - 3 + 32
+
+
+@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "nan", "dtype", "variant"])
+def test_wrong_weights_are_refused(damage: str) -> None:
+    weights = weights_of(untrained_model())
+    name, variant = "student.conv2.weight", "pdn_tiny"
+    if damage == "missing":
+        del weights[name]
+    elif damage == "extra":
+        name = "student.conv9.weight"
+        weights[name] = np.zeros(1, np.float32)
+    elif damage == "shape":
+        weights[name] = weights[name][:-1]
+    elif damage == "nan":
+        weights[name][0, 0, 0, 0] = np.nan
+    elif damage == "dtype":
+        weights[name] = weights[name].astype(np.float64)
+    else:
+        name = variant = "pdn_huge"
+    with pytest.raises(BundleError, match=name):
+        fuse(weights, variant, 1)
