@@ -1,0 +1,122 @@
+"""`linewatch ...`: the table of commands, and how an error becomes a message and an exit code.
+
+1. `COMMANDS` names every command with its module and one line of help.
+2. Only the module of the command that is called is imported: `linewatch watch` loads no torch, and
+   `linewatch --help` nothing at all.
+3. A `LinewatchError` (or one of `models.errors`, which share their names) is printed without a
+   traceback and ends the program with its exit code; Ctrl-C ends it with 130, a wrong command line
+   with 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline import errors
+from pipeline.errors import LinewatchError
+
+OWN_PACKAGES = ("pipeline", "models", "calibrate", "tools")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`module` has a function `command`; `summary` is its line in `linewatch --help`."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "pipeline.commands.demo",
+        "Train, calibrate and run a rendered line; figures and pictures in demo-out/.",
+    ),
+    "train": Command(
+        "pipeline.commands.train", "Learn a part from images of good ones; writes a bundle."
+    ),
+    "calibrate": Command(
+        "pipeline.commands.calibrate", "Choose a bundle's thresholds from images of good parts."
+    ),
+    "run": Command("pipeline.commands.run", "Run a station as a daemon, until it is told to stop."),
+    "replay": Command(
+        "pipeline.commands.replay", "Send recordings through the whole line; writes all verdicts."
+    ),
+    "watch": Command(
+        "pipeline.commands.watch", "Print the verdicts of a running line, and what was missed."
+    ),
+    "doctor": Command(
+        "pipeline.commands.doctor", "Look at this machine, and say what to do for a line to run."
+    ),
+    "config check": Command(
+        "pipeline.commands.config_check", "Read a configuration and name every fault in it."
+    ),
+    "teacher train": Command(
+        "pipeline.commands.teacher_train", "Make the built-in teacher from rendered images."
+    ),
+}
+GROUPS = {
+    "config": "Configuration files.",
+    "teacher": "The network that students learn from.",
+}
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code. Faults that are foreseen go to stderr."""
+    try:
+        from pipeline.application import build  # imports typer
+
+        build(arguments)(args=list(arguments), prog_name="linewatch")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # `linewatch watch | head`: nobody reads on, and the interpreter must not flush into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except LinewatchError as error:
+        return _report(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] in OWN_PACKAGES:
+            raise
+        return _report(
+            f"the Python package {error.name!r} is not installed, and this command needs it: "
+            "pip install 'linewatch[station]'",
+            errors.RuntimeUnavailable.exit_code,
+        )
+    except Exception as error:
+        code = _models_exit_code(error)
+        if code is None:
+            raise
+        return _report(str(error), code)
+    return 0
+
+
+def _models_exit_code(error: Exception) -> int | None:
+    """The exit code of the class in `pipeline.errors` that has the name of this one's."""
+    from models.errors import ModelsError
+
+    if not isinstance(error, ModelsError):
+        return None
+    for kind in type(error).__mro__:
+        ours = getattr(errors, kind.__name__, None)
+        if ours is not None:
+            return int(ours.exit_code)
+    return LinewatchError.exit_code
+
+
+def _report(message: str, code: int) -> int:
+    print(f"linewatch: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""What `linewatch doctor` looks at for one configuration: see `pipeline.doctor`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from pipeline.config import MAX_IPC_PATH_BYTES, LineConfig
+from pipeline.doctor import MIB, Finding, Level, judge, shared_memory, size_text
+from pipeline.errors import ConfigError, LinewatchError
+from pipeline.ringfile import ring_bytes
+from pipeline.sources import probe
+from pipeline.station import Station
+
+JOURNAL_DAY_BYTES = 2**30
+"""A day of verdicts of four cameras at 10 frames a second takes about this much."""
+NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"}
+
+
+def examine_line(config: LineConfig) -> list[Finding]:
+    """All findings about this configuration, on this machine, with no line running."""
+    return [finding for check in LINE_CHECKS for finding in check(config)]
+
+
+def check_station(config: LineConfig) -> Iterator[Finding]:
+    try:
+        station = Station.of(config)
+    except ConfigError as error:
+        yield Finding("run_dir", Level.ERROR, str(error), "set a shorter run_dir")
+        return
+    longest = max(len(str(station.socket(stage)).encode()) for stage in station.stages)
+    yield judge(
+        "socket paths",
+        longest <= MAX_IPC_PATH_BYTES,
+        f"{longest} bytes of {MAX_IPC_PATH_BYTES}",
+        "set a shorter run_dir",
+        Level.ERROR,
+    )
+    yield _writable("run_dir", station.run_dir)
+    yield _writable("state_dir", station.state_dir)
+    kind = file_system(station.state_dir)
+    yield judge(
+        "journal's file system",
+        kind not in NETWORK_FILE_SYSTEMS,
+        kind or "unknown",
+        "SQLite's journal is not safe on a network file system: set state_dir on a local disk",
+        Level.ERROR,
+    )
+    free = shutil.disk_usage(_existing(station.state_dir)).free
+    yield judge(
+        "journal's disk",
+        free >= JOURNAL_DAY_BYTES,
+        f"{size_text(free)} free",
+        f"about {size_text(JOURNAL_DAY_BYTES)} a day: free some, or set state_dir elsewhere",
+        Level.ERROR if free < 100 * MIB else Level.WARNING,
+    )
+
+
+def check_cameras(config: LineConfig) -> Iterator[Finding]:
+    wanted = 0
+    for name, camera in config.cameras.items():
+        try:
+            shape = probe(camera.source)
+        except LinewatchError as error:
+            yield Finding(f"camera {name}", Level.ERROR, str(error), "mend cameras." + name)
+            continue
+        size = ring_bytes(shape, camera.slots)
+        wanted += size
+        height, width, channels = shape
+        frame = f"{width}x{height}, {'RGB' if channels == 3 else 'grey'}"
+        text = f"{camera.source.kind} {frame}, {size_text(size)} of shared memory"
+        yield Finding(f"camera {name}", Level.OK, text)
+    for finding in shared_memory(Path(config.shm_dir), wanted):
+        failed = finding.level is Level.WARNING
+        yield Finding(
+            "shm_dir " + finding.name if finding.name == config.shm_dir else finding.name,
+            Level.ERROR if failed else finding.level,
+            finding.found,
+            finding.remedy,
+        )
+
+
+def check_endpoint(config: LineConfig) -> Iterator[Finding]:
+    endpoint = config.publish.endpoint
+    scheme, _, address = endpoint.partition("://")
+    holder = _ipc_holder(Path(address)) if scheme == "ipc" else _tcp_holder(address)
+    yield judge(
+        "publish.endpoint",
+        not holder,
+        f"{endpoint}, " + (holder or "free"),
+        "stop whoever holds it, or choose another endpoint",
+        Level.ERROR,
+    )
+
+
+def _ipc_holder(path: Path) -> str:
+    """Who answers on a Unix socket, or why it cannot be made; empty when it is free."""
+    if not os.access(_existing(path.parent), os.W_OK | os.X_OK):
+        return f"{path.parent} is not writable"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe_socket:
+        try:
+            probe_socket.connect(str(path))
+        except OSError:
+            return ""
+    return "in use"
+
+
+def _tcp_holder(address: str) -> str:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe_socket:
+        probe_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe_socket.bind((host, int(port)))
+        except OSError as error:
+            return f"{error.strerror}{_listener(int(port))}"
+    return ""
+
+
+def _listener(port: int) -> str:
+    """` (by NAME, pid N)` of the process that listens on the port, where we may see it."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except (psutil.AccessDenied, OSError):
+        return ""
+    for connection in connections:
+        if connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", 0) == port:
+            if connection.pid is None:
+                return ""
+            try:
+                return f" (by {psutil.Process(connection.pid).name()}, pid {connection.pid})"
+            except psutil.NoSuchProcess:
+                return ""
+    return ""
+
+
+def check_bundle(config: LineConfig) -> Iterator[Finding]:
+    from models.bundle import Bundle
+    from models.errors import ModelsError
+    from models.runtimes import choose
+
+    worker = config.worker
+    try:
+        bundle = Bundle.load(Path(worker.bundle)) if worker.bundle else None
+        if bundle:
+            yield Finding("bundle", Level.OK, f"{bundle.path.name}, {bundle.variant}, whole")
+        engine = "/".join(choose(bundle, worker.runtime, worker.precision))
+        yield Finding("engine", Level.OK, engine)
+    except ModelsError as error:
+        yield Finding("worker", Level.ERROR, str(error), "mend worker.bundle or worker.runtime")
+
+
+def _writable(name: str, path: Path) -> Finding:
+    there = _existing(path)
+    good = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    text = str(path) if there == path else f"{path}, to be made in {there}"
+    remedy = f"run as a user who may write to {there}, or set {name} elsewhere"
+    return judge(name, good, text if good else f"{text}: not writable", remedy, Level.ERROR)
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def file_system(path: Path) -> str:
+    """The type of the file system that holds the path, such as `ext4`; empty when unknown."""
+    there = _existing(path).resolve()
+    best = max(
+        (p for p in psutil.disk_partitions(all=True) if there.is_relative_to(p.mountpoint)),
+        key=lambda partition: len(partition.mountpoint),
+        default=None,
+    )
+    return best.fstype if best else ""
+
+
+LINE_CHECKS: tuple[Callable[[LineConfig], Iterator[Finding]], ...] = (
+    check_station,
+    check_cameras,
+    check_endpoint,
+    check_bundle,
+)
