@@ -44,16 +44,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
 
-    @app.callback()
-    def _root(
-        version: Annotated[
-            bool, typer.Option("--version", help="Print the version and end.", is_eager=True)
-        ] = False,
-    ) -> None:
-        if version:
-            print(importlib.metadata.version("linewatch"))
-            raise typer.Exit
-
+    app.callback()(_root)
     groups = {}
     for name, summary in GROUPS.items():
         groups[name] = typer.Typer(
@@ -72,6 +63,23 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name)
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(importlib.metadata.version("linewatch"))
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and end.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """The options before a command."""
 
 
 def _not_called() -> None:

@@ -77,7 +77,7 @@ def check_python() -> Iterator[Finding]:
 
 def check_cpu() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
-    quota = _cpu_quota()
+    quota = cpu_quota()
     text = f"{cores} cores" + (f", limited to {quota:g} by the control group" if quota else "")
     usable = min(cores, quota or cores)
     yield judge("cores", usable >= 2, text, "give it two or more: stages run side by side")
@@ -110,7 +110,7 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset(match[1].split()) if match else frozenset()
 
 
-def _cpu_quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
+def cpu_quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
     """Cores that a container may use, None without a limit."""
     try:
         quota, period = path.read_text().split()
