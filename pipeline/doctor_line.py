@@ -17,8 +17,8 @@ from pipeline.ringfile import ring_bytes
 from pipeline.sources import probe
 from pipeline.station import Station
 
-JOURNAL_DAY_BYTES = 2**30
-"""A day of verdicts of four cameras at 10 frames a second takes about this much."""
+VERDICT_BYTES = 1000
+"""What a frame takes in the journal, with its part: measured, rounded up."""
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph", "glusterfs"}
 
 
@@ -52,11 +52,12 @@ def check_station(config: LineConfig) -> Iterator[Finding]:
         Level.ERROR,
     )
     free = shutil.disk_usage(_existing(station.state_dir)).free
+    frames = free // VERDICT_BYTES / 1e6
     yield judge(
         "journal's disk",
-        free >= JOURNAL_DAY_BYTES,
-        f"{size_text(free)} free",
-        f"about {size_text(JOURNAL_DAY_BYTES)} a day: free some, or set state_dir elsewhere",
+        free >= 1024 * MIB,
+        f"{size_text(free)} free, room for the verdicts of {frames:.3g} million frames",
+        "free some, or set state_dir elsewhere",
         Level.ERROR if free < 100 * MIB else Level.WARNING,
     )
 
