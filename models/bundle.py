@@ -126,9 +126,9 @@ class Bundle:
         check_weights(weights, self.variant, self.in_channels)
         return weights
 
-    def graph(self, *, for_bfloat16: bool = False) -> FusedGraph:
+    def graph(self) -> FusedGraph:
         """The fused graph of the pair (see `models.fused`)."""
-        return fuse(self.weights(), self.variant, self.in_channels, for_bfloat16=for_bfloat16)
+        return fuse(self.weights(), self.variant, self.in_channels)
 
     def references(self) -> list[Reference]:
         """At least one crop with the map that every engine must reproduce."""

@@ -30,6 +30,7 @@ class TorchRuntime:
         self._device = torch.device(device)
         if options.threads > 0:
             torch.set_num_threads(options.threads)
+        self._offset = torch.from_numpy(graph.offset).to(self._device)
         self._tensors = [
             (
                 torch.from_numpy(layer.weight)
@@ -60,7 +61,8 @@ class TorchRuntime:
     def _map(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
         # A copy, since torch.from_numpy warns about read-only frames and refuses some strides.
         pixels = torch.from_numpy(np.array(rows)).to(self._device)
-        x = pixels.permute(2, 0, 1)[None].float().contiguous(memory_format=torch.channels_last)
+        # Channels last in memory, as the frame is.
+        x = (pixels.float() - self._offset).permute(2, 0, 1)[None]
         for layer, (weight, bias) in zip(self._graph.layers, self._tensors, strict=True):
             x = nn.functional.conv2d(x, weight, bias, groups=layer.groups)
             if layer.relu:

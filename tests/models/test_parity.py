@@ -39,7 +39,7 @@ def test_right_engines_pass_well_under_the_tolerance(
 @pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bfloat16 arithmetic")
 def test_bf16_passes_with_room_to_spare(bundle: Bundle) -> None:
     options = EngineOptions("bf16", threads=2)
-    engine = OpenVinoRuntime(bundle.graph(for_bfloat16=True), options)
+    engine = OpenVinoRuntime(bundle.graph(), options)
     worst = check_parity(engine, bundle, ((128, 160, 1),))
     assert 1e-4 < worst < 0.7 * TOLERANCE["bf16"]
 
