@@ -1,0 +1,219 @@
+"""A whole line: what it does with frames that it cannot inspect, and how it starts and ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import zmq
+from lines import leftovers, line_config, run_line
+
+from pipeline.config import LineConfig, dump_resolved
+from pipeline.errors import ResourceError, StageFailed, StationBusy
+from pipeline.journal import Journal, read_verdicts
+from pipeline.station import Station
+from pipeline.supervisor import Line
+from pipeline.types import Label, Reason, Verdict
+
+RUNNER = """
+import sys
+from pipeline.config import load_resolved
+from pipeline.supervisor import Line
+print("started", flush=True)
+Line(load_resolved(open(sys.argv[1]).read())).run()
+"""
+
+
+def reasons(verdicts: list[Verdict]) -> Counter[Reason]:
+    return Counter(verdict.reason for verdict in verdicts)
+
+
+def test_no_frames_at_all(tmp_path: Path) -> None:
+    assert run_line(line_config(tmp_path, frames=0)) == []
+
+
+def test_what_comes_too_late_is_invalid_at_its_deadline(tmp_path: Path) -> None:
+    config = line_config(tmp_path, cameras=1, frames=60, deadline_ms=12, slots=32)
+    verdicts = run_line(config)
+    assert [verdict.frame_id for verdict in verdicts] == list(range(1, 61))
+    found = reasons(verdicts)
+    # One worker needs 5 ms a frame, and 32 frames come at once.
+    assert found[Reason.LATE] >= 10
+    assert set(found) <= {Reason.LATE, Reason.OK, Reason.DEFECT}
+    for verdict in verdicts:
+        if verdict.label is not Label.INVALID:
+            assert verdict.raw_peak == verdict.frame_id - 1
+
+
+def test_what_finds_no_slot_is_dropped_and_counted(tmp_path: Path) -> None:
+    config = line_config(tmp_path, cameras=2, frames=150, on_full="drop", slots=2, fps=400)
+    verdicts = run_line(config)
+    assert Counter(v.camera for v in verdicts) == {"cam0": 150, "cam1": 150}
+    found = reasons(verdicts)
+    assert found[Reason.DROPPED] >= 20
+    assert found[Reason.DROPPED] + found[Reason.OK] + found[Reason.DEFECT] == 300
+    assert all(
+        verdict.raw_peak == verdict.frame_id - 1
+        for verdict in verdicts
+        if verdict.reason is not Reason.DROPPED
+    )
+
+
+def test_a_frame_on_which_the_engine_raises_is_invalid_and_no_other(tmp_path: Path) -> None:
+    config = line_config(tmp_path, frames=20, runtime="tests.fakes:failing_stamp")
+    config = with_worker(config, max_batch=1)
+    bad = [verdict for verdict in run_line(config) if verdict.label is Label.INVALID]
+    assert [(v.camera, v.frame_id, v.reason) for v in bad] == [
+        ("cam0", 8, Reason.INFER_FAILED),
+        ("cam1", 8, Reason.INFER_FAILED),
+    ]
+
+
+def test_a_frame_that_kills_the_worker_is_given_up_after_two_tries(tmp_path: Path) -> None:
+    config = line_config(tmp_path, cameras=1, frames=20, runtime="tests.fakes:deadly_stamp")
+    config = with_worker(config, max_batch=1)
+    verdicts = run_line(config)
+    bad = [verdict for verdict in verdicts if verdict.label is Label.INVALID]
+    assert [(v.frame_id, v.reason) for v in bad] == [(8, Reason.WORKER_DIED)]
+    assert len(verdicts) == 20
+
+
+def test_a_stage_that_will_not_live_ends_the_line_and_its_frames_are_invalid(
+    tmp_path: Path,
+) -> None:
+    config = line_config(
+        tmp_path, cameras=1, frames=20, runtime="tests.fakes:deadly_stamp", restarts=0
+    )
+    line = Line(with_worker(config, max_batch=1))
+    with pytest.raises(StageFailed, match="worker: ended with 99"):
+        line.run()
+    verdicts = list(read_verdicts(Station.of(config).journal, epoch=line.epoch))
+    assert len(verdicts) == line.captured
+    assert verdicts[7].label is Label.INVALID
+    assert leftovers(config) == []
+
+
+def test_sigkill_of_the_supervisor_is_accounted_for_at_the_next_start(tmp_path: Path) -> None:
+    config = line_config(tmp_path, cameras=2, frames=None, fps=100)
+    station = Station.of(config)
+    daemon = start_daemon(config, tmp_path)
+    wait_for(lambda: station.journal.exists() and len(list(read_verdicts(station.journal))) > 50)
+    daemon.kill()
+    daemon.communicate()
+    rings = sorted(path.name for path in station.shm_dir.glob("*.ring"))
+    assert rings == ["cam0.ring", "cam1.ring"]
+
+    later = run_line(line_config(tmp_path, cameras=2, frames=10))
+    assert len(later) == 20
+    earlier = list(read_verdicts(station.journal, epoch=1))
+    for camera in ("cam0", "cam1"):
+        mine = [verdict for verdict in earlier if verdict.camera == camera]
+        assert [verdict.frame_id for verdict in mine] == list(range(1, len(mine) + 1))
+        assert {v.reason for v in mine if v.label is Label.INVALID} <= {Reason.LINE_DIED}
+    assert leftovers(config) == []
+
+
+def test_sigterm_drains(tmp_path: Path) -> None:
+    config = line_config(tmp_path, cameras=2, frames=None, fps=100)
+    journal = Station.of(config).journal
+    stop_at = time.monotonic() + 3.0
+    line = Line(config)
+    line.run(stop=lambda: time.monotonic() > stop_at)
+    verdicts = list(read_verdicts(journal, epoch=line.epoch))
+    assert len(verdicts) == line.captured > 50
+    assert Reason.LINE_DIED not in reasons(verdicts)
+
+
+def test_a_second_daemon_of_one_station_is_refused(tmp_path: Path) -> None:
+    config = line_config(tmp_path, frames=5)
+    run_dir = Station.of(config).run_dir
+    run_dir.mkdir(parents=True)
+    with (run_dir / "daemon.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StationBusy, match="one daemon per station") as caught:
+            run_line(config)
+    assert caught.value.exit_code == 6
+    assert len(run_line(config)) == 10
+
+
+def test_an_endpoint_in_use_is_refused(tmp_path: Path) -> None:
+    config = line_config(tmp_path, frames=5)
+    with zmq.Context() as context, context.socket(zmq.PUB) as other:
+        port = other.bind_to_random_port("tcp://127.0.0.1")
+        taken = f"tcp://127.0.0.1:{port}"
+        config = config.model_copy(
+            update={"publish": config.publish.model_copy(update={"endpoint": taken})}
+        )
+        with pytest.raises(StationBusy, match=f"{taken}.*free endpoint") as caught:
+            run_line(config)
+    assert caught.value.exit_code == 6
+    assert leftovers(config) == []
+
+
+def test_shared_memory_too_small_is_refused_before_the_first_frame(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 2**20, hard))
+    try:
+        config = line_config(tmp_path, frames=5, slots=64)
+        with pytest.raises(ResourceError, match=r"needs \d+ MiB.*lower `slots`") as caught:
+            run_line(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.exit_code == 7
+    assert leftovers(config) == []
+
+
+def test_epochs_and_seqs_go_on_over_restarts(tmp_path: Path) -> None:
+    config = line_config(tmp_path, cameras=1, frames=5)
+    first, second = run_line(config), run_line(config)
+    assert second[0].epoch == first[0].epoch + 1
+    assert [v.seq for v in first + second] == list(range(1, 20, 2))
+    journal = Journal(Station.of(config).journal)
+    assert journal.last == {"frame/cam0/": 19, "part/": 20}
+    journal.close()
+
+
+def start_daemon(config: LineConfig, work: Path) -> subprocess.Popen[str]:
+    """A supervisor in a process of its own."""
+    path = work / "config.json"
+    path.write_text(dump_resolved(config))
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert daemon.stdout is not None
+    assert daemon.stdout.readline() == "started\n"
+    return daemon
+
+
+def with_worker(config: LineConfig, **changes: object) -> LineConfig:
+    return config.model_copy(update={"worker": config.worker.model_copy(update=changes)})
+
+
+def wait_for(condition: object, seconds: float = 20.0) -> None:
+    assert callable(condition)
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_sigterm_to_the_command_ends_with_zero(tmp_path: Path) -> None:
+    config = line_config(tmp_path, cameras=1, frames=None, fps=50)
+    path = tmp_path / "station.json"
+    path.write_text(dump_resolved(config))  # JSON is YAML
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(path)]
+    daemon = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    journal = Station.of(config).journal
+    wait_for(lambda: journal.exists() and len(list(read_verdicts(journal))) > 20)
+    os.kill(daemon.pid, signal.SIGTERM)
+    _, stderr = daemon.communicate(timeout=20)
+    assert (daemon.returncode, stderr) == (0, b"")
+    assert leftovers(config) == []
