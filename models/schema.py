@@ -96,7 +96,7 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
         "files": (dict,),
     }
     for key, types in expected.items():
-        if key not in manifest or not isinstance(manifest[key], types):
+        if key not in manifest or type(manifest[key]) not in types:
             names = " or ".join(t.__name__ for t in types)
             raise BundleError(
                 f"{where}: {key}: {manifest.get(key)!r} found, expected {names}: {RESTORE}"
