@@ -210,9 +210,14 @@ class Journal:
 
 
 def read_verdicts(path: Path, *, epoch: int | None = None) -> Iterator[Verdict]:
-    """All frame verdicts of a journal (of one epoch), by camera and frame id."""
+    """All frame verdicts of a journal (of one epoch), by camera and frame id.
+
+    A journal that is being made at this moment has none.
+    """
     base = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
+        if not base.execute("SELECT 1 FROM sqlite_master WHERE name = 'verdict'").fetchone():
+            return
         query = "SELECT body FROM verdict WHERE kind = 'frame'"
         if epoch is not None:
             query += f" AND epoch = {int(epoch)}"
