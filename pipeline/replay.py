@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,11 @@ from pipeline.config import (
     SourceConfig,
     WorkerConfig,
 )
-from pipeline.errors import ResourceError
+from pipeline.errors import LinewatchError, ResourceError, SourceError
 from pipeline.journal import read_verdicts
 from pipeline.station import Station
 from pipeline.supervisor import Line, Progress
-from pipeline.types import Verdict
+from pipeline.types import Reason, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Replay:
     captured: int
     wall_s: float
     restarts: int
+    fault: LinewatchError | None = None
+    """Why the replay is not whole: a recording cut short, frames in it that cannot be read."""
 
 
 def replay_config(
@@ -76,7 +79,11 @@ def replay(
     stop: Callable[[], bool] = lambda: False,
     watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Replay:
-    """Run a replaying line to its end. Raises what `Line.run` raises; the journal stays."""
+    """Run a replaying line to its end; the journal stays.
+
+    A source that failed half-way does not cost what was replayed: see `Replay.fault`. Raises what
+    `Line.run` raises before the first frame.
+    """
     line = Line(config)
     first_ns = 0
     restarts = 0
@@ -88,10 +95,30 @@ def replay(
         restarts = progress.restarts
         watch(progress)
 
-    line.run(stop=stop, watch=look)
+    fault: LinewatchError | None = None
+    try:
+        line.run(stop=stop, watch=look)
+    except LinewatchError as error:
+        if not line.captured:
+            raise
+        fault = error
     wall_s = (time.monotonic_ns() - first_ns) / 1e9 if first_ns else 0.0
     verdicts = list(read_verdicts(Station.of(config).journal, epoch=line.epoch))
-    return Replay(verdicts, line.captured, wall_s, restarts)
+    return Replay(verdicts, line.captured, wall_s, restarts, fault or damaged(verdicts))
+
+
+def damaged(verdicts: Sequence[Verdict]) -> SourceError | None:
+    """What is wrong with a recording whose frames could not all be read."""
+    bad = [v for v in verdicts if v.reason in (Reason.BROKEN_FRAME, Reason.WRONG_SIZE)]
+    if not bad:
+        return None
+    counts = Counter(v.reason.value for v in bad)
+    found = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    return SourceError(
+        f"{found} of {len(verdicts)} frames found (first: {bad[0].camera} frame "
+        f"{bad[0].frame_id}), expected whole frames of one size; they are `invalid` in the "
+        "results, all others are inspected: record again, or take the frames out"
+    )
 
 
 def result_line(verdict: Verdict) -> str:

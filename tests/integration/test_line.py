@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -104,10 +106,10 @@ def test_a_stage_that_will_not_live_ends_the_line_and_its_frames_are_invalid(
 def test_sigkill_of_the_supervisor_is_accounted_for_at_the_next_start(tmp_path: Path) -> None:
     config = line_config(tmp_path, cameras=2, frames=None, fps=100)
     station = Station.of(config)
-    daemon = start_daemon(config, tmp_path)
-    wait_for(lambda: station.journal.exists() and len(list(read_verdicts(station.journal))) > 50)
-    daemon.kill()
-    daemon.communicate()
+    with daemon_of(config, tmp_path):
+        wait_for(
+            lambda: station.journal.exists() and len(list(read_verdicts(station.journal))) > 50
+        )
     rings = sorted(path.name for path in station.shm_dir.glob("*.ring"))
     assert rings == ["cam0.ring", "cam1.ring"]
 
@@ -181,16 +183,19 @@ def test_epochs_and_seqs_go_on_over_restarts(tmp_path: Path) -> None:
     journal.close()
 
 
-def start_daemon(config: LineConfig, work: Path) -> subprocess.Popen[str]:
-    """A supervisor in a process of its own."""
+@contextlib.contextmanager
+def daemon_of(config: LineConfig, work: Path) -> Iterator[None]:
+    """A supervisor in a process of its own, killed at the end."""
     path = work / "config.json"
     path.write_text(dump_resolved(config))
-    daemon = subprocess.Popen(
-        [sys.executable, "-c", RUNNER, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    assert daemon.stdout is not None
-    assert daemon.stdout.readline() == "started\n"
-    return daemon
+    command = [sys.executable, "-c", RUNNER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as daemon:
+        try:
+            assert daemon.stdout is not None
+            assert daemon.stdout.readline() == "started\n"
+            yield
+        finally:
+            daemon.kill()
 
 
 def with_worker(config: LineConfig, **changes: object) -> LineConfig:
