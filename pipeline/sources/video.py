@@ -13,9 +13,9 @@
 from __future__ import annotations
 
 import heapq
-import zlib
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pipeline.config import VideoSource
 from pipeline.errors import SourceError, SourceLost
 from pipeline.sources.base import Grab, PixelWriter, no_pixels
+from pipeline.sources.packets import is_reset, slices_intact
 from pipeline.sources.pixels import channels_of, copy_pixels
 from pipeline.sources.recording import RECORDING_TAG
 from pipeline.types import Reason
@@ -38,26 +39,18 @@ if TYPE_CHECKING:
 
 _MAX_PENDING: Final = 64
 """Packets that a decoder may hold back; codecs reorder within 16."""
-_REVERSED_BITS: Final = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-_FOOTER_BYTES: Final = 8  # of an FFV1 slice: size (3), error status (1), CRC (4)
+_FOLLOWS: Final = "it builds on a damaged frame"
 
 
-def slices_intact(packet: bytes) -> bool | None:
-    """Whether all slice checksums of an FFV1 version 3 packet hold; None if it has none.
+@dataclass(order=True, slots=True)
+class _Pending:
+    """A packet that went in and whose frame has not come out."""
 
-    RFC 9043, section 4.9: CRC-32 with the bits the other way round than zlib's, which reversing
-    the bits of each byte makes up for; over the slice with its checksum it is 0.
-    """
-    end = len(packet)
-    intact = True
-    while end > 0:
-        start = end - _FOOTER_BYTES - int.from_bytes(packet[end - 8 : end - 5], "big")
-        if end < _FOOTER_BYTES or start < 0:
-            return None
-        residue = zlib.crc32(packet[start:end].translate(_REVERSED_BITS), 0xFFFFFFFF)
-        intact = intact and residue == 0xFFFFFFFF
-        end = start
-    return intact
+    stamp: int
+    order: int
+    group: int = field(compare=False)
+    """Counts key frames: a damaged packet spoils what follows in its group."""
+    fault: str = field(default="", compare=False)
 
 
 class VideoRecording:
@@ -72,26 +65,26 @@ class VideoRecording:
         self._loop = config.loop
         self._reformatter = VideoReformatter()
         self._ready: deque[Grab] = deque()
-        self._ended = False
-        self._index = 0
-        """Of the next frame that comes out."""
-        self._start = start
-        self._lap_start = 0
+        self._shape: tuple[int, int, int] | None = None
         self._has_checksums = False
+        self._index = self._start = self._lap_start = 0  # `_index`: of the next frame to come out
         self._open()
         try:
+            while not self._ready and not self._ended:  # the first frame sets the shape
+                self._advance()
+            if not self._ready:
+                raise SourceError(f"{self._path}: a video without frames; record it anew")
+            if self._shape is None:
+                self._shape = _shape_of(self._path, self._stream.codec_context)
             if start:
                 self._go_to(start)
-            while not self._ready and not self._ended:
-                self._advance()
-            if self._index == self._lap_start and self._ended:
-                raise SourceError(f"{self._path}: a video without frames; record it anew")
         except BaseException:
             self._container.close()
             raise
 
     @property
     def shape_hwc(self) -> tuple[int, int, int]:
+        assert self._shape is not None
         return self._shape
 
     def read(self) -> Grab | None:
@@ -118,7 +111,6 @@ class VideoRecording:
         context.thread_type = "SLICE"  # frame threads report a packet's damage with another packet
         context.thread_count = 2
         context.options = {"err_detect": "crccheck+explode"}
-        self._shape = shape_of(self._path, context)
         self._is_ffv1 = context.name == "ffv1"
         tick = self._stream.time_base or Fraction(1, 1000)
         self._tick_ns = tick * 1_000_000_000
@@ -126,10 +118,12 @@ class VideoRecording:
         if RECORDING_TAG in self._container.metadata and self._stream.average_rate:
             self._frames_per_tick = tick * self._stream.average_rate
             self._has_checksums = True
-        self._packets = self._demux()
-        self._pending: list[tuple[int, int, str]] = []  # time stamp, order, fault
-        self._order = 0
+        self._packets = self._container.demux(self._stream)
+        self._pending: list[_Pending] = []
+        self._order = self._group = self._discarded = 0
         self._last_stamp = -1
+        self._last_shown: int | None = None
+        self._widest_gap = 0
         self._damaged = False
         self._broken_below: int | None = None
         self._skip_below: int | None = None
@@ -139,14 +133,15 @@ class VideoRecording:
         self._container.close()
         self._open()
 
-    def _demux(self) -> Iterator[Packet]:
+    def _next_packet(self) -> Packet | None:
         try:
-            yield from self._container.demux(self._stream)
+            packet = next(self._packets, None)
         except (av.FFmpegError, OSError) as error:
             raise SourceLost(
                 f"{self._path}: cannot be read any more after {self._index} frames ({error}); "
                 "check the disk, or copy the file anew"
             ) from error
+        return packet if packet is not None and packet.size else None
 
     def _stamp_of(self, packet: Packet) -> int:
         candidates = (packet.pts, packet.dts, self._last_stamp + 1)
@@ -154,26 +149,39 @@ class VideoRecording:
         return self._last_stamp
 
     def _go_to(self, start: int) -> None:
-        """Go on at frame `start`: from the key frame at or before it, known by its time stamp."""
+        """Go on at frame `start`: from a key frame at or before it, known by its time stamp.
+
+        Only a key frame whose followers are all shown after it will do: what comes before it in an
+        open group would have to be decoded first.
+        """
+        self._ready.clear()
+        self._reopen()
+        codec = self._stream.codec_context.name
         found: list[tuple[int, bool]] = []
-        for packet in self._packets:
-            if packet.size == 0 or packet.is_discard:
-                continue
-            found.append((self._stamp_of(packet), packet.is_keyframe))
+        while (packet := self._next_packet()) is not None:
+            if not packet.is_discard:
+                is_start = packet.is_keyframe and is_reset(codec, packet)
+                found.append((self._stamp_of(packet), is_start))
             if not self._loop and len(found) > start + _MAX_PENDING:
                 break
-        self._reopen()
-        if not found:
-            return
-        found.sort()
-        numbers = [self._number(stamp, rank) for rank, (stamp, _) in enumerate(found)]
+        stamps = sorted(stamp for stamp, _ in found)
+        numbers = [self._number(stamp, rank) for rank, stamp in enumerate(stamps)]
         wanted = start % (numbers[-1] + 1) if self._loop else start
-        self._lap_start = self._index = start - wanted
-        keys = [i for i, (_, is_key) in enumerate(found) if is_key and numbers[i] <= wanted]
-        if keys and keys[-1] > 0:
-            self._index += numbers[keys[-1]]
-            self._skip_below = found[keys[-1]][0]
-            self._container.seek(self._skip_below, stream=self._stream)
+        first_later = found[-1][0]
+        entry = (0, stamps[0])
+        for stamp, is_key in reversed(found):
+            first_later = min(first_later, stamp)
+            number = numbers[bisect_left(stamps, stamp)]
+            if is_key and stamp == first_later and number <= wanted:
+                entry = (number, stamp)
+                break
+        self._reopen()
+        self._start = start
+        self._lap_start = start - wanted
+        self._index = self._lap_start + entry[0]
+        if entry[0]:
+            self._skip_below = entry[1]
+            self._container.seek(entry[1], stream=self._stream)
 
     def _number(self, stamp: int, rank: int) -> int:
         return rank if self._frames_per_tick is None else round(stamp * self._frames_per_tick)
@@ -181,34 +189,37 @@ class VideoRecording:
     # One packet in, any number of frames out, in the order of their time stamps.
 
     def _advance(self) -> None:
-        packet = next(self._packets, None)
-        if packet is None or packet.size == 0:
+        with av.logging.Capture(local=False) as complaints:
+            packet = self._next_packet()
+        if packet is None:
             self._drain()
             return
         stamp = self._stamp_of(packet)
         if packet.is_discard or (self._skip_below is not None and stamp < self._skip_below):
+            self._discarded += packet.is_discard
             return
         if packet.is_keyframe:
             if self._damaged:
                 self._broken_below = stamp  # frames that are shown before it and come after it
             self._damaged = False
-        fault = self._damage_of(packet)
-        if fault:
-            self._damaged = True
-        elif self._damaged or (self._broken_below is not None and stamp < self._broken_below):
-            fault = "it builds on a damaged frame"
-        entry = (stamp, self._order, fault)
+            self._group += 1
+        entry = _Pending(stamp, self._order, self._group)
         self._order += 1
         heapq.heappush(self._pending, entry)
-        frames, error = ([], "") if self._is_ffv1 and fault else self._decode(packet)
-        if error and not fault:
+        entry.fault = self._damage_of(packet) or self._said(complaints)
+        frames: list[av.VideoFrame] = []
+        if not (self._is_ffv1 and entry.fault):
+            frames, said = self._decode(packet)
+            entry.fault = entry.fault or said
+        if entry.fault:
             self._damaged = True
-            self._pending[self._pending.index(entry)] = (*entry[:2], error)
+        elif self._damaged or (self._broken_below is not None and stamp < self._broken_below):
+            entry.fault = _FOLLOWS
         for frame in frames:
             self._take(frame)
         reorders = bool(self._stream.codec_context.has_b_frames)
         while self._pending and (
-            len(self._pending) > _MAX_PENDING or (self._pending[0][2] and not reorders)
+            len(self._pending) > _MAX_PENDING or (self._pending[0].fault and not reorders)
         ):
             self._emit(heapq.heappop(self._pending), None)
 
@@ -216,7 +227,7 @@ class VideoRecording:
         if packet.is_corrupt:
             return "the file is damaged at its packet"
         if self._is_ffv1:
-            intact = slices_intact(bytes(packet))
+            intact = slices_intact(packet)
             if intact is False or (intact is None and self._has_checksums):
                 return "its packet fails the checksum"
             self._has_checksums = self._has_checksums or intact is True
@@ -231,21 +242,30 @@ class VideoRecording:
                 return [], ""
             except av.FFmpegError as error:
                 return [], f"the decoder refuses its packet ({error})"
+        return frames, self._said(complaints)
+
+    def _said(self, complaints: list[tuple[int, str, str]]) -> str:
         name = self._stream.codec_context.name
-        text = [
-            message.strip()
-            for level, source, message in complaints
-            if level <= av.logging.ERROR and source == name
-        ]
-        return frames, f"the decoder conceals damage ({text[0]})" if text else ""
+        for level, source, message in complaints:
+            if level <= av.logging.ERROR and source == name:
+                return f"the decoder conceals damage ({message.strip()})"
+        return ""
 
     def _take(self, frame: av.VideoFrame) -> None:
-        stamps = [stamp for stamp, _, _ in self._pending]
-        if frame.pts in stamps:
-            while self._pending[0][0] < frame.pts:
-                self._emit(heapq.heappop(self._pending), None)
-        entry = heapq.heappop(self._pending) if self._pending else (self._last_stamp, 0, "")
-        self._emit(entry, frame)
+        if not any(frame.pts in (entry.stamp, None) for entry in self._pending):
+            return  # a decoder's invention, made where it missed a frame
+        while frame.pts is not None and self._pending[0].stamp < frame.pts:
+            lost = heapq.heappop(self._pending)
+            if not lost.fault:
+                self._break_followers_of(lost)
+            self._emit(lost, None)
+        self._emit(heapq.heappop(self._pending), frame)
+
+    def _break_followers_of(self, lost: _Pending) -> None:
+        for entry in self._pending:
+            if entry.group == lost.group and entry.order > lost.order and not entry.fault:
+                entry.fault = _FOLLOWS
+        self._damaged = self._damaged or lost.group == self._group
 
     def _drain(self) -> None:
         frames, _ = self._decode(None)
@@ -255,8 +275,11 @@ class VideoRecording:
             self._emit(heapq.heappop(self._pending), None)
         self._ended = True
 
-    def _emit(self, entry: tuple[int, int, str], frame: av.VideoFrame | None) -> None:
-        stamp, _, fault = entry
+    def _emit(self, entry: _Pending, frame: av.VideoFrame | None) -> None:
+        stamp, fault = entry.stamp, entry.fault
+        if self._last_shown is not None:
+            self._widest_gap = max(self._widest_gap, stamp - self._last_shown)
+        self._last_shown = stamp
         if self._frames_per_tick is not None:
             while self._index < self._lap_start + self._number(stamp, 0):
                 self._append(no_pixels, -1, Reason.BROKEN_FRAME, "its packet is not in the file")
@@ -266,10 +289,11 @@ class VideoRecording:
             self._append(no_pixels, pts, Reason.BROKEN_FRAME, detail)
         elif frame.is_corrupt:
             self._append(no_pixels, pts, Reason.BROKEN_FRAME, "the decoder calls it damaged")
-        elif (found := _frame_shape(frame)) != self._shape:
-            detail = f"it has the shape {found}, the line was set up for {self._shape}"
+        elif (found := _frame_shape(frame)) != (self._shape or found):
+            detail = f"it has the shape {found}, the first frame has {self._shape}"
             self._append(no_pixels, pts, Reason.WRONG_SIZE, detail)
         else:
+            self._shape = found
             self._append(self._writer(frame), pts, None, "")
 
     def _append(self, write: PixelWriter, pts: int, fault: Reason | None, detail: str) -> None:
@@ -279,32 +303,37 @@ class VideoRecording:
         self._index += 1
 
     def _check_end(self) -> None:
+        """Raise `SourceLost` if the file's head promises more than the file has."""
         read = self._index - self._lap_start
-        expected = self._expected_frames()
-        if expected is None and self._container.format.name.startswith("matroska"):
-            raise SourceLost(
-                f"{self._path}: no end mark after {read} frames: whatever wrote it was cut off; "
-                "those frames were inspected, record the rest anew"
+        stream = self._stream
+        length = self._length()
+        if stream.frames:
+            promised, is_cut = str(stream.frames), read + self._discarded < stream.frames
+        elif length is None:
+            promised, is_cut = (
+                "an unknown number of (no end mark)",
+                self._container.format.name.startswith("matr"),
             )
-        if expected is not None and read < expected:
+        elif self._frames_per_tick is not None:
+            count = round(length * self._frames_per_tick)
+            promised, is_cut = str(count), read < count
+        else:
+            seconds = float(length * self._tick_ns / 1_000_000_000)
+            rate = stream.average_rate or Fraction(25)
+            gap = max(Fraction(self._widest_gap), 1_000_000_000 / (rate * self._tick_ns))
+            promised, is_cut = f"{seconds:.3f} s of", length > (self._last_shown or 0) + 2 * gap
+        if is_cut:
             raise SourceLost(
-                f"{self._path}: ends after {read} of {expected} frames: it is cut off; the frames "
+                f"{self._path}: ends after {read} of {promised} frames: it is cut off; the frames "
                 "that are there were inspected, copy or record the file anew"
             )
 
-    def _expected_frames(self) -> int | None:
-        """How many frames the file's own head promises; at least, where the rate may vary."""
-        stream = self._stream
-        if stream.frames:
-            return int(stream.frames)
-        rate = stream.average_rate
-        seconds = _seconds(stream.metadata.get("DURATION", ""))
+    def _length(self) -> Fraction | None:
+        """The length that the file's head promises, in ticks."""
+        seconds = _seconds(self._stream.metadata.get("DURATION", ""))
         if seconds is None and self._container.duration and len(self._container.streams) == 1:
             seconds = Fraction(self._container.duration, av.time_base)
-        if seconds is None or rate is None:
-            return None
-        exact = self._frames_per_tick is not None
-        return round(seconds * rate) if exact else int(seconds * rate) - 1
+        return None if seconds is None else seconds * 1_000_000_000 / self._tick_ns
 
     # Pixels.
 
@@ -337,17 +366,15 @@ def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]
 
 
 def probe_video(config: VideoSource) -> tuple[int, int, int]:
-    """Height, width and channels, from the head of the file alone."""
-    container, stream = open_video(Path(config.path))
-    with container:
-        return shape_of(Path(config.path), stream.codec_context)
+    """Height, width and channels, by decoding the first frame."""
+    source = VideoRecording(config)
+    source.close()
+    return source.shape_hwc
 
 
-def shape_of(path: Path, context: av.VideoCodecContext) -> tuple[int, int, int]:
+def _shape_of(path: Path, context: av.VideoCodecContext) -> tuple[int, int, int]:
     if not context.width or not context.height or context.format is None:
-        raise SourceError(
-            f"{path}: a video without a readable frame; expected at least one, record it anew"
-        )
+        raise SourceError(f"{path}: a video without frames that can be read; record it anew")
     return context.height, context.width, channels_of(context.format.name)
 
 
