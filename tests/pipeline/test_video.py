@@ -14,10 +14,9 @@ from pipeline.config import VideoSource
 from pipeline.errors import SourceError, SourceLost
 from pipeline.sources import open_source, probe
 from pipeline.sources.base import Grab, Source
+from pipeline.sources.packets import slices_intact
 from pipeline.sources.recording import write_recording
 from pipeline.sources.stamp import read_stamp, write_stamp
-from pipeline.sources.packets import slices_intact
-from pipeline.types import Reason
 
 COUNT = 24
 SHAPE = (96, 288, 1)
@@ -43,6 +42,7 @@ def _encode(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
+    *,
     format_options: dict[str, str] | None = None,
     ticks: list[int] | None = None,
 ) -> None:
@@ -332,7 +332,7 @@ def test_the_size_changes_in_mid_stream(tmp_path: Path) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no such file.*check `path`"):
+    with pytest.raises(SourceError, match=r"no such file.*check `path`"):
         _open(tmp_path / "absent.mkv")
     with pytest.raises(SourceError, match="no such file"):
         probe(VideoSource(kind="video", path=str(tmp_path)))
@@ -342,9 +342,9 @@ def test_no_such_file(tmp_path: Path) -> None:
 def test_not_a_video(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "text.mkv"
     path.write_bytes(content)
-    with pytest.raises(SourceError, match="text.mkv"):
+    with pytest.raises(SourceError, match=r"text\.mkv"):
         _open(path)
-    with pytest.raises(SourceError, match="text.mkv"):
+    with pytest.raises(SourceError, match=r"text\.mkv"):
         probe(VideoSource(kind="video", path=str(path)))
 
 
