@@ -19,6 +19,7 @@ from models.bundle import Calibration, Reference, write_bundle
 from models.efficientad import StudentTeacher
 from models.errors import DataError
 from models.fused import Weights
+from models.images import pad_frame
 from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE
 
 CROP_PX = 96
@@ -91,8 +92,7 @@ def save_detector(
 def _crops(frame: NDArray[np.uint8], seed: int) -> list[NDArray[np.uint8]]:
     """Padded crops, real surroundings where the frame has them, reflection at its borders."""
     height, width = frame.shape[:2]
-    margin = ((MARGIN_PX, MARGIN_PX), (MARGIN_PX, MARGIN_PX), (0, 0))
-    padded = np.pad(frame, margin, mode="reflect")
+    padded = pad_frame(frame)
     rows, columns = min(CROP_PX, height), min(CROP_PX, width)
     bottom, right = height - rows, width - columns
     rng = np.random.default_rng(seed)

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from models.efficientad import StudentTeacher
+from models.images import pad_frame
 from models.references import reference_map, save_detector
-from models.variants import MARGIN_PX
 
 
 def untrained_model(
@@ -28,7 +28,7 @@ def untrained_model(
             fan_in = parameter[0].numel() if parameter.dim() > 1 else 100
             parameter.normal_(std=(2 / fan_in) ** 0.5, generator=generator)
         frames = [textured_frame(96, 96, in_channels, seed=k) for k in range(2)]
-        pixels = torch.from_numpy(np.stack([pad(frame) for frame in frames]))
+        pixels = torch.from_numpy(np.stack([pad_frame(frame) for frame in frames]))
         features = model.teacher(model.normalise(pixels))
         model.feature_mean.copy_(features.mean(dim=(0, 2, 3)))
         model.feature_std.copy_(features.std(dim=(0, 2, 3)).clamp_min(0.05))
@@ -48,7 +48,7 @@ def untrained_bundle(
     """A bundle of `untrained_model`, with map quantiles and references but no thresholds."""
     model = untrained_model(variant, in_channels, seed=seed)
     frames = [textured_frame(128, 160, in_channels, seed=k) for k in range(2)]
-    values = np.concatenate([reference_map(model, pad(frame)).ravel() for frame in frames])
+    values = np.concatenate([reference_map(model, pad_frame(frame)).ravel() for frame in frames])
     q_a, q_b = (float(q) for q in np.quantile(values, [0.9, 0.995]))
     return save_detector(
         out_dir, model, q_a=q_a, q_b=q_b, provenance={"note": "untrained"}, frames=frames
@@ -63,9 +63,3 @@ def textured_frame(height: int, width: int, channels: int, *, seed: int = 0) -> 
         noise = np.sum([np.roll(noise, k, axis) for k in range(5)], axis=0)
     frame = np.clip(118 + 7 * noise[4:-4, 4:-4], 0, 255).astype(np.uint8)
     return np.ascontiguousarray(frame)
-
-
-def pad(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W, C) -> (H + 32, W + 32, C) by reflection, as capture fills a slot's margin."""
-    margin = ((MARGIN_PX, MARGIN_PX), (MARGIN_PX, MARGIN_PX), (0, 0))
-    return np.pad(frame, margin, mode="reflect")

@@ -190,7 +190,7 @@ def test_what_is_not_a_bundle(tmp_path: Path) -> None:
 
 def test_a_newer_schema_says_so(copy: Path) -> None:
     newer = reseal(copy, lambda manifest: manifest.update(schema=2, surprise=[]))
-    with pytest.raises(BundleError, match="schema 2 found, expected at most 1: .* newer linewatch"):
+    with pytest.raises(BundleError, match=r"schema 2 found, .* newer linewatch"):
         Bundle.load(newer)
 
 

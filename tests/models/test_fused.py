@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from models.errors import BundleError
 from models.fused import fuse, input_rows, strips
+from models.images import pad_frame
 from models.references import reference_map, weights_of
 from models.runtimes.base import EngineOptions
 from models.runtimes.torch_ import TorchRuntime
-from models.untrained import pad, textured_frame, untrained_model
+from models.untrained import textured_frame, untrained_model
 from models.variants import VARIANTS, map_hw
 
 
@@ -22,7 +23,7 @@ from models.variants import VARIANTS, map_hw
 @pytest.mark.parametrize("hw", [(33, 33), (61, 50), (96, 130)])
 def test_fused_equals_plain_reference(variant: str, channels: int, hw: tuple[int, int]) -> None:
     model = untrained_model(variant, channels)
-    padded = pad(textured_frame(*hw, channels, seed=3))
+    padded = pad_frame(textured_frame(*hw, channels, seed=3))
     expected = reference_map(model, padded)
     out = np.full(map_hw(*hw), np.nan, np.float32)
     graph = fuse(weights_of(model), variant, channels)
@@ -35,7 +36,7 @@ def test_fused_equals_plain_reference(variant: str, channels: int, hw: tuple[int
 def test_folding_costs_no_more_than_float32_itself() -> None:
     """Against float64, the fused graph is not a worse float32 than the plain one."""
     model = untrained_model("pdn_small", 3)
-    padded = pad(textured_frame(64, 64, 3))
+    padded = pad_frame(textured_frame(64, 64, 3))
     plain = reference_map(model, padded)
     out = np.empty((16, 16), np.float32)
     TorchRuntime(fuse(weights_of(model), "pdn_small", 3), EngineOptions()).infer([padded], [out])

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle, Calibration, EngineThresholds, recalibrated
 from models.errors import BundleError, DataError, RuntimeUnavailable
+from models.images import pad_frame
 from models.references import reference_map
 from models.runtimes import RUNTIMES, available_runtimes, cpu_has_bf16, engine_of, open_runtime
 from models.runtimes import openvino_ as openvino_module
 from models.runtimes.base import EngineOptions, Runtime
 from models.runtimes.null import CALIBRATION, NullRuntime
 from models.runtimes.openvino_ import OpenVinoRuntime
-from models.untrained import pad, textured_frame, untrained_bundle, untrained_model
+from models.untrained import textured_frame, untrained_bundle, untrained_model
 from models.variants import map_hw
 
 THRESHOLDS = EngineThresholds(0.5, 0.4, 10, 0, 0.3, 0.95, "for a test")
@@ -47,7 +48,7 @@ def with_thresholds(bundle: Bundle, folder: Path, *engines: str) -> Bundle:
 
 def infer(runtime: Runtime, frames: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
     out = [np.full(map_hw(*frame.shape[:2]), np.nan, np.float32) for frame in frames]
-    peaks = runtime.infer([pad(frame) for frame in frames], out)
+    peaks = runtime.infer([pad_frame(frame) for frame in frames], out)
     assert peaks == [float(raw_map.max()) for raw_map in out]
     return out
 
@@ -66,7 +67,7 @@ def test_engine_equals_reference_for_mixed_sizes(
     frames[3][20:30, 30:60] = 255  # something unusual: large values must agree too
     model = untrained_model("pdn_tiny", channels)
     for found, frame in zip(infer(runtime, frames), frames, strict=True):
-        expected = reference_map(model, pad(frame))
+        expected = reference_map(model, pad_frame(frame))
         assert np.abs(found - expected).max() <= TOLERANCE[precision] * expected.max()
     runtime.close()
 
@@ -91,7 +92,7 @@ def test_frames_and_maps_in_a_larger_buffer(bundles: dict[int, Bundle]) -> None:
         [expected] = infer(runtime, [frame])
         wide = np.zeros((96, 160, 1), np.uint8)
         strided = wide[:, 3:115]
-        strided[...] = pad(frame)
+        strided[...] = pad_frame(frame)
         strided.flags.writeable = False
         room = np.full((16, 50), -1, np.float32)
         runtime.infer([strided], [room[:, 5:25]])

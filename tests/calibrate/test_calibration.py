@@ -1,0 +1,193 @@
+"""From a bundle and good images to a bundle with thresholds that the line's rule works with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from calibrate.calibration import calibrate, choose_thresholds
+from calibrate.scores import GoodMap, raw_maps
+from calibrate.thresholds import Promise
+from models.bundle import Bundle, Calibration
+from models.errors import DataError as ModelsDataError
+from models.errors import RuntimeUnavailable
+from models.runtimes import open_runtime
+from models.untrained import textured_frame, untrained_bundle
+from pipeline.config import Recipe, Zone
+from pipeline.errors import DataError
+from pipeline.rules import DecisionRule, Thresholds
+from pipeline.types import Label, map_hw
+
+SIZES = [(64, 96), (80, 80), (33, 120)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle.load(untrained_bundle(tmp_path_factory.mktemp("bundle")))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("good")
+    for k in range(24):
+        frame = textured_frame(*SIZES[k % 3], 1, seed=100 + k)
+        cv2.imwrite(str(folder / f"{k:02}.png"), frame)
+    return sorted(folder.iterdir())
+
+
+def normal_maps(count: int, seed: int = 0) -> list[GoodMap]:
+    """Maps around 0.1 with spots that differ from image to image."""
+    rng = np.random.default_rng(seed)
+    maps = []
+    for k in range(count):
+        hw = SIZES[k % 3]
+        raw_map = rng.normal(0.1, 0.01, map_hw(*hw)).astype(np.float32)
+        raw_map[3:5, 2:6] += np.float32(0.02 + 0.03 * rng.random())
+        maps.append(GoodMap(f"{k}", hw, raw_map))
+    return maps
+
+
+CALIBRATION = Calibration(0.1, 0.12, {})
+
+
+def test_calibrated_bundle_passes_what_it_was_calibrated_on(
+    bundle: Bundle, images: list[Path], tmp_path: Path
+) -> None:
+    ticks: list[tuple[int, int]] = []
+    notes: list[str] = []
+    path = calibrate(
+        bundle.path,
+        images,
+        runtimes=["openvino/f32", "torch", "openvino/f32"],
+        out_dir=tmp_path,
+        threads=2,
+        progress=lambda done, total: ticks.append((done, total)),
+        note=notes.append,
+    )
+    calibrated = Bundle.load(path)
+    assert calibrated.parent == bundle.sha256
+    assert set(calibrated.calibration.engines) == {"openvino/f32", "torch/f32"}
+    assert ticks == [(k, 2 * len(images)) for k in range(1, 2 * len(images) + 1)]
+    assert {note.partition(":")[0] for note in notes} == {"openvino/f32", "torch/f32"}
+    both = [calibrated.thresholds(engine) for engine in ("openvino/f32", "torch/f32")]
+    assert both[0].image_threshold == pytest.approx(both[1].image_threshold, rel=1e-4)
+    for thresholds in both:
+        assert thresholds.images == len(images)
+        assert thresholds.above == 0
+        assert 0 < thresholds.pixel_threshold <= thresholds.image_threshold
+        assert "574 more are needed" in thresholds.chosen
+
+    runtime = open_runtime(calibrated, "openvino", "f32", threads=2)
+    for good in raw_maps(runtime, images, 1):
+        assert decide(calibrated, good).label is Label.PASS
+    marked = textured_frame(64, 96, 1, seed=5)
+    marked[20:44, 30:60] = 255 * (np.indices((24, 30)).sum(0) % 2)[:, :, None]
+    decision = decide(calibrated, raw_maps(runtime, [marked], 1)[0])
+    assert decision.label is Label.FAIL
+    runtime.close()
+
+
+def decide(bundle: Bundle, good: GoodMap):  # type: ignore[no-untyped-def]  # Decision
+    engine = bundle.thresholds("openvino/f32")
+    numbers = Thresholds(
+        bundle.calibration.q_a,
+        bundle.calibration.q_b,
+        engine.image_threshold,
+        engine.pixel_threshold,
+    )
+    return DecisionRule(numbers, Recipe(), good.frame_hw).decide(good.raw_map)
+
+
+def test_calibrating_one_engine_keeps_the_others(
+    bundle: Bundle, images: list[Path], tmp_path: Path
+) -> None:
+    first = Bundle.load(calibrate(bundle.path, images, runtimes=["torch"], out_dir=tmp_path))
+    second = Bundle.load(
+        calibrate(first.path, images, runtimes=["openvino/f32"], out_dir=tmp_path, threads=2)
+    )
+    assert second.parent == first.sha256
+    assert second.thresholds("torch/f32") == first.thresholds("torch/f32")
+
+
+def test_frames_in_memory_serve_as_well_as_files(
+    bundle: Bundle, images: list[Path], tmp_path: Path
+) -> None:
+    frames: list[Path | NDArray[np.uint8]] = [
+        cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)[:, :, None] for path in images
+    ]
+    from_files = calibrate(bundle.path, images, runtimes=["torch"], out_dir=tmp_path)
+    assert calibrate(bundle.path, frames, runtimes=["torch"], out_dir=tmp_path) == from_files
+
+
+def test_excluded_zones_do_not_count() -> None:
+    maps = normal_maps(30)
+    plain, _ = choose_thresholds(maps, CALIBRATION, Recipe(), Promise())
+    for good in maps:
+        good.raw_map[0, 0] = 9.0
+    spoilt, _ = choose_thresholds(maps, CALIBRATION, Recipe(), Promise())
+    corner = Recipe(zones=(Zone(polygon=((0, 0), (3, 0), (3, 3), (0, 3))),))
+    zoned, _ = choose_thresholds(maps, CALIBRATION, corner, Promise())
+    assert spoilt.image_threshold > 5 * plain.image_threshold
+    assert zoned.image_threshold == pytest.approx(plain.image_threshold)
+
+
+def test_minimum_area_lets_lonely_peaks_pass_in_calibration_too() -> None:
+    maps = normal_maps(30)
+    for good in maps:
+        good.raw_map[1, 1] = 9.0
+    small, _ = choose_thresholds(maps, CALIBRATION, Recipe(merge_px=0), Promise())
+    recipe = Recipe(merge_px=0, min_area_px=48)
+    large, _ = choose_thresholds(maps, CALIBRATION, recipe, Promise())
+    assert large.image_threshold < small.image_threshold / 5
+
+
+def test_pixel_threshold_lies_in_the_good_tail_and_under_the_image_threshold() -> None:
+    maps = normal_maps(60)
+    for recipe in (Recipe(), Recipe(min_area_px=64)):
+        thresholds, _ = choose_thresholds(maps, CALIBRATION, recipe, Promise())
+        assert 0 < thresholds.pixel_threshold <= thresholds.image_threshold
+        cells = np.concatenate([good.raw_map.ravel() for good in maps])
+        raw = CALIBRATION.raw(thresholds.pixel_threshold)
+        assert 0 < (cells >= raw * (1 - 1e-6)).mean() <= 2e-4
+    # With a promise that lets many good images fail, the image threshold sinks below the tail.
+    lax, _ = choose_thresholds(maps, CALIBRATION, Recipe(), Promise(0.6, 0.5))
+    assert lax.pixel_threshold == lax.image_threshold
+    assert lax.above > 20
+
+
+def test_own_thresholds_of_a_recipe_do_not_hide_the_scores() -> None:
+    maps = normal_maps(30)
+    plain, _ = choose_thresholds(maps, CALIBRATION, Recipe(), Promise())
+    assert plain.image_threshold < 50
+    recipe = Recipe(image_threshold=50.0, pixel_threshold=40.0).model_copy(
+        update={"image_threshold": None, "pixel_threshold": None}
+    )
+    assert choose_thresholds(maps, CALIBRATION, recipe, Promise())[0] == plain
+
+
+def test_one_image_that_decides_alone_is_named() -> None:
+    maps = normal_maps(30)
+    assert len(choose_thresholds(maps, CALIBRATION, Recipe(), Promise())[1]) == 1
+    maps[7].raw_map[4, 4] = 3.0
+    notes = choose_thresholds(maps, CALIBRATION, Recipe(), Promise())[1]
+    assert len(notes) == 2
+    assert notes[1].startswith("7 has a score of")
+    assert "look whether it is good" in notes[1]
+
+
+def test_unfit_images_are_refused(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no good images"):
+        calibrate(bundle.path, [], runtimes=["torch"], out_dir=tmp_path)
+    with pytest.raises(DataError, match="2 good images found, expected at least 5"):
+        calibrate(
+            bundle.path, [textured_frame(64, 64, 1)] * 2, runtimes=["torch"], out_dir=tmp_path
+        )
+    with pytest.raises(ModelsDataError, match="channels"):
+        calibrate(bundle.path, [textured_frame(64, 64, 3)], runtimes=["torch"], out_dir=tmp_path)
+    with pytest.raises(RuntimeUnavailable, match="'tensorrt' found"):
+        calibrate(bundle.path, [], runtimes=["tensorrt"], out_dir=tmp_path)
+    assert not list(tmp_path.iterdir())

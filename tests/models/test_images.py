@@ -1,0 +1,68 @@
+"""Image files come as the frames they are, or are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from models.errors import DataError
+from models.images import image_files, pad_frame, read_image
+from models.untrained import textured_frame
+
+
+@pytest.mark.parametrize("stored", ["grey", "colour", "alpha"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_and_colour(tmp_path: Path, stored: str, channels: int) -> None:
+    rgb = textured_frame(40, 50, 3)
+    rgb[:, :, 0] = 200
+    path = tmp_path / "image.png"
+    if stored == "grey":
+        cv2.imwrite(str(path), rgb[:, :, 1])
+        expected = rgb[:, :, 1:2]
+    else:
+        bgr = rgb[:, :, ::-1]
+        alpha = np.full((40, 50, 1), 7, np.uint8)
+        cv2.imwrite(str(path), np.dstack([bgr, alpha]) if stored == "alpha" else bgr)
+        expected = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)[:, :, None] if channels == 1 else rgb
+    found = read_image(path, channels)
+    assert found.shape == (40, 50, channels)
+    assert found.flags.c_contiguous
+    assert (found == expected).all()
+
+
+def test_what_is_no_frame(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("hello")
+    cv2.imwrite(str(tmp_path / "deep.png"), np.zeros((40, 40), np.uint16))
+    cv2.imwrite(str(tmp_path / "small.png"), np.zeros((32, 40), np.uint8))
+    for name, what in (
+        ("absent.png", "unreadable"),
+        ("empty.png", "not an image"),
+        ("text.png", "not an image"),
+        ("deep.png", "uint16 pixels found, expected 8 bit"),
+        ("small.png", "40x32 found, expected at least 33 px"),
+    ):
+        with pytest.raises(DataError, match=what):
+            read_image(tmp_path / name, 1)
+
+
+def test_files_of_a_folder(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in image_files(tmp_path)] == ["a.jpg", "b.PNG"]
+    for folder in (tmp_path / "folder.png", tmp_path / "absent"):
+        with pytest.raises(DataError, match="no images found"):
+            image_files(folder)
+
+
+def test_margin_reflects_without_repeating_the_edge() -> None:
+    frame = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50, 1).astype(np.uint8)
+    padded = pad_frame(frame)
+    assert padded.shape == (72, 82, 1)
+    assert (padded[16:-16, 16:-16] == frame).all()
+    assert (padded[15, 16:-16] == frame[1]).all()
+    assert (padded[0, 0] == frame[16, 16]).all()
