@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.images import pad_frame, read_image
+from models.images import read_image
 from models.runtimes import Runtime
+from models.tiles import pad_frame
 from models.variants import map_hw
 from pipeline.config import Recipe
 from pipeline.rules import DecisionRule, Thresholds

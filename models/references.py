@@ -19,7 +19,7 @@ from models.bundle import Calibration, Reference, write_bundle
 from models.efficientad import StudentTeacher
 from models.errors import DataError
 from models.fused import Weights
-from models.images import pad_frame
+from models.tiles import pad_frame
 from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE
 
 CROP_PX = 96

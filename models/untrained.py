@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from models.efficientad import StudentTeacher
-from models.images import pad_frame
 from models.references import reference_map, save_detector
+from models.tiles import pad_frame
 
 
 def untrained_model(

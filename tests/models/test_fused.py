@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from models.errors import BundleError
 from models.fused import fuse, input_rows, strips
-from models.images import pad_frame
 from models.references import reference_map, weights_of
 from models.runtimes.base import EngineOptions
 from models.runtimes.torch_ import TorchRuntime
+from models.tiles import pad_frame
 from models.untrained import textured_frame, untrained_model
 from models.variants import VARIANTS, map_hw
 

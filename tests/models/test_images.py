@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from models.errors import DataError
-from models.images import image_files, pad_frame, read_image
+from models.images import list_images, read_image
+from models.tiles import pad_frame
 from models.untrained import textured_frame
 
 
@@ -40,10 +41,10 @@ def test_what_is_no_frame(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "small.png"), np.zeros((32, 40), np.uint8))
     for name, what in (
         ("absent.png", "unreadable"),
-        ("empty.png", "not an image"),
-        ("text.png", "not an image"),
+        ("empty.png", "no image found"),
+        ("text.png", "no image found"),
         ("deep.png", "uint16 pixels found, expected 8 bit"),
-        ("small.png", "40x32 found, expected at least 33 px"),
+        ("small.png", "40x32 found, expected at least 33x33"),
     ):
         with pytest.raises(DataError, match=what):
             read_image(tmp_path / name, 1)
@@ -53,10 +54,10 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpg", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in image_files(tmp_path)] == ["a.jpg", "b.PNG"]
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG"]
     for folder in (tmp_path / "folder.png", tmp_path / "absent"):
-        with pytest.raises(DataError, match="no images found"):
-            image_files(folder)
+        with pytest.raises(DataError, match=r"nothing found|no image found"):
+            list_images(folder)
 
 
 def test_margin_reflects_without_repeating_the_edge() -> None:

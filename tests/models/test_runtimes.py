@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle, Calibration, EngineThresholds, recalibrated
 from models.errors import BundleError, DataError, RuntimeUnavailable
-from models.images import pad_frame
 from models.references import reference_map
 from models.runtimes import RUNTIMES, available_runtimes, cpu_has_bf16, engine_of, open_runtime
 from models.runtimes import openvino_ as openvino_module
 from models.runtimes.base import EngineOptions, Runtime
 from models.runtimes.null import CALIBRATION, NullRuntime
 from models.runtimes.openvino_ import OpenVinoRuntime
+from models.tiles import pad_frame
 from models.untrained import textured_frame, untrained_bundle, untrained_model
 from models.variants import map_hw
 
