@@ -29,6 +29,7 @@ Stores are ordered as x86-64 orders them; each Python statement is far wider tha
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -107,20 +108,22 @@ class FrameRing:
         self._table = np.frombuffer(headers, np.int64).reshape(self.slots, SLOT_WORDS)
         height, width, channels = shape
         padded = (height + 2 * MARGIN_PX, width + 2 * MARGIN_PX, channels)
+        # `frombuffer`, because what `np.ndarray` makes of a buffer does not keep it mapped.
         self._padded: list[NDArray[np.uint8]] = []
         self._maps: list[NDArray[np.float32]] = []
         for slot in range(self.slots):
             at = slots_at(self.slots) + slot * slot_bytes(shape)
-            self._padded.append(np.ndarray(padded, np.uint8, self._map, at))
-            self._maps.append(
-                np.ndarray(map_hw(height, width), np.float32, self._map, at + frame_bytes(shape))
-            )
+            pixels = np.frombuffer(whole, np.uint8, math.prod(padded), at)
+            self._padded.append(pixels.reshape(padded))
+            rows, columns = map_hw(height, width)
+            cells = np.frombuffer(whole, np.float32, rows * columns, at + frame_bytes(shape))
+            self._maps.append(cells.reshape(rows, columns))
 
     def close(self) -> None:
         """Unmap. Views into slots must be gone; those that are not keep the mapping alive."""
         self._padded.clear()
         self._maps.clear()
-        del self._table
+        self._table = np.empty((0, SLOT_WORDS), np.int64)
         for view in (self._head, self._log, self._log_bytes, self._slot, self._slot_bytes):
             view.release()
         with contextlib.suppress(BufferError):
@@ -159,9 +162,10 @@ class FrameRing:
         """The log's record of an id up to `last_id`; None where newer ids have overwritten it."""
         at = frame_id % LOG_RECORDS * LOG_WORDS
         words = self._log[at : at + LOG_WORDS].tolist()
+        part = bytes(self._log_bytes[(at + _PART) * 8 : (at + LOG_WORDS) * 8])
+        # After the last of it was read: capture clears the id before it writes another record.
         if words[_ID] != frame_id or self._log[at + _ID] != frame_id:
             return None
-        part = bytes(self._log_bytes[(at + _PART) * 8 : (at + LOG_WORDS) * 8])
         ref = FrameRef(
             camera=self.camera,
             epoch=self.epoch,
@@ -335,7 +339,7 @@ class FrameRing:
             self._slot[at + _T_FILLED],
             self._slot[at + _T_START],
             self._slot[at + _T_END],
-            engine.rstrip(b"\0").decode(),
+            engine.rstrip(b"\0").decode(errors="replace"),
         )
 
     def decide(self, ref: FrameRef) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 from pathlib import Path
 
@@ -52,7 +53,13 @@ def create_ring(path: Path, shape_hwc: tuple[int, int, int], slots: int, epoch: 
             f"expected sides of at least {MIN_SIDE_PX} pixels and 1 or 3 channels"
         )
     size = ring_bytes(shape_hwc, slots)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: {error.strerror}; expected to make the ring of camera {path.stem} there: "
+            f"check the rights and the room of {path.parent}"
+        ) from error
     try:
         # A full tmpfs shows here, not as a SIGBUS at the first write.
         os.posix_fallocate(descriptor, 0, size)
@@ -83,15 +90,25 @@ def map_ring(path: Path) -> tuple[mmap.mmap, tuple[int, int, int], int, int]:
             "is the line running?"
         ) from error
     try:
-        size = os.fstat(descriptor).st_size
-        head = os.pread(descriptor, HEAD_WORDS * 8, 0).ljust(HEAD_WORDS * 8, b"\0")
+        status = os.fstat(descriptor)
+        size = status.st_size
+        head = b""
+        if stat.S_ISREG(status.st_mode):
+            head = os.pread(descriptor, HEAD_WORDS * 8, 0)
+        head = head.ljust(HEAD_WORDS * 8, b"\0")
         magic, slots, height, width, channels, epoch = struct.unpack("<6q", head)
         shape = (height, width, channels)
-        if magic != MAGIC or size != ring_bytes(shape, slots):
+        sound = slots > 0 and min(height, width) >= MIN_SIDE_PX and channels in (1, 3)
+        if magic != MAGIC or not sound or size != ring_bytes(shape, slots):
             raise ResourceError(
                 f"{path}: found {size} bytes that are not a ring of this version; "
                 "stop the line and remove the file"
             )
         return mmap.mmap(descriptor, size), shape, slots, epoch
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: {error.strerror}; expected {size / 2**20:.0f} MiB that can be mapped: "
+            "raise the limit of this process's memory"
+        ) from error
     finally:
         os.close(descriptor)
