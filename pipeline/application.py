@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import inspect
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -16,19 +17,19 @@ publishes one verdict per frame.
 
 From nothing to verdicts:
 
-[bold]linewatch doctor[/]  what this machine has, and what to do
+[bold]linewatch doctor[/]: what this machine has, and what to do
 
-[bold]linewatch demo[/]  the whole way on a rendered line
+[bold]linewatch demo[/]: the whole way on a rendered line
 
-[bold]linewatch train good/ --out bundles/[/]  learn from images of good parts
+[bold]linewatch train good/ --out bundles/[/]: learn from images of good parts
 
-[bold]linewatch calibrate bundles/NAME --good more-good/[/]  choose the thresholds
+[bold]linewatch calibrate bundles/NAME --good more-good/[/]: choose the thresholds
 
-[bold]linewatch replay line.mkv --bundle bundles/NAME --out results.jsonl[/]  try them
+[bold]linewatch replay line.mkv --bundle bundles/NAME --out results.jsonl[/]: try them
 
-[bold]linewatch run station.yaml[/]  the station itself
+[bold]linewatch run station.yaml[/]: the station itself
 
-[bold]linewatch watch tcp://127.0.0.1:5601[/]  its verdicts
+[bold]linewatch watch tcp://127.0.0.1:5601[/]: its verdicts
 
 Each command explains itself: [bold]linewatch train --help[/].
 """
@@ -37,7 +38,7 @@ Each command explains itself: [bold]linewatch train --help[/].
 def build(arguments: Sequence[str]) -> typer.Typer:
     """The application, in which only the command that the arguments name is loaded."""
     app = typer.Typer(
-        help=HELP,
+        help=_reflowed(HELP),
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode="rich",
@@ -59,10 +60,17 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         group, _, last = name.rpartition(" ")
         called = words[: len(name.split())] == name.split()
         function = importlib.import_module(row.module).command if called else _not_called
-        (groups[group] if group else app).command(last, short_help=row.summary)(function)
+        register = (groups[group] if group else app).command
+        register(last, short_help=row.summary, help=_reflowed(function.__doc__))(function)
     for name, group_app in groups.items():
         app.add_typer(group_app, name=name)
     return app
+
+
+def _reflowed(text: str | None) -> str:
+    """A docstring whose paragraphs are one line each: typer keeps the breaks of all but one."""
+    paragraphs = inspect.cleandoc(text or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,82 @@
+"""Commands that make bundles, through the command line and on small inputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+
+from models.bundle import Bundle
+from models.untrained import textured_frame, untrained_bundle
+from pipeline.cli import run
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return untrained_bundle(tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    for number in range(24):
+        cv2.imwrite(str(folder / f"{number}.png"), textured_frame(96, 128, 1, seed=100 + number))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calibrate(bundle: Path, good: Path) -> list[str]:
+    """A command line that works; a later option overrides an earlier one."""
+    return ["calibrate", str(bundle), "--good", str(good)]
+
+
+def test_calibrate_writes_a_new_bundle_beside_the_old_one(
+    bundle: Path, good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--good", str(good), "--runtime", "openvino/f32", "--threads", "1"]
+    assert run(["calibrate", str(bundle), *options, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    path = Path(answer["bundle"])
+    assert path.parent == bundle.parent
+    assert Bundle.load(path).parent == Bundle.load(bundle).sha256
+    assert set(answer["engines"]) == {"openvino/f32"}
+    assert answer["engines"]["openvino/f32"]["images"] == 24
+    assert answer["notes"]
+    assert run(["calibrate", str(path), *options]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"bundle: {bundle.parent}")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--good", "none"], 9, "expected a folder of images"),
+        (["--runtime", "tenserrt"], 5, "tenserrt"),
+        (["--runtime", "openvino/f16"], 5, "f16"),
+        (["--false-rejects", "2"], 9, "a share between 0 and 1"),
+        (["--recipe", "none.yaml"], 2, "no such file"),
+        (["--threads", "-1"], 2, "--threads"),
+    ],
+)
+def test_calibrate_says_what_is_wrong(
+    calibrate: list[str],
+    options: list[str],
+    code: int,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run([*calibrate, *options]) == code
+    caught = capsys.readouterr()
+    assert words in caught.err
+    assert "Traceback" not in caught.err
+
+
+def test_calibrate_refuses_a_changed_bundle(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = untrained_bundle(tmp_path)
+    weights = damaged / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    assert run(["calibrate", str(damaged), "--good", str(good)]) == 4
+    assert "weights.safetensors" in capsys.readouterr().err
