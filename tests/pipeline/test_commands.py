@@ -80,3 +80,20 @@ def test_calibrate_refuses_a_changed_bundle(
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     assert run(["calibrate", str(damaged), "--good", str(good)]) == 4
     assert "weights.safetensors" in capsys.readouterr().err
+
+
+def test_teacher_train_writes_a_teacher_and_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "teacher.safetensors"
+    options = ["--steps", "1", "--threads", "1", "--out", str(out), "--json"]
+    assert run(["teacher", "train", *options]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["teacher"] == str(out)
+    assert answer["variant"] == "pdn_tiny"
+    assert out.exists()
+
+
+def test_teacher_train_knows_its_variants(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["teacher", "train", "--variant", "pdn_huge"]) == 2
+    assert "expected one of pdn_tiny, pdn_small, pdn_medium" in capsys.readouterr().err
