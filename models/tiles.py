@@ -1,0 +1,267 @@
+"""Tiles of good frames, cut with their real surroundings, and their cache on disk.
+
+1. `tile_grid` lays tiles over a frame. Origins are multiples of the map's stride, so that a tile's
+   map is exactly a piece of the frame's map.
+2. `cut` takes a tile out of a padded frame: 4 n + 29 px for n cells, which is all that the cells
+   see (285 of the 288 px of a tile of 256 with its margins). Only at the frame's border is any of
+   it a reflection: padding every tile would teach borders that no frame has.
+3. `build_tiles` reads images, keeps the tiles that are inspected enough, and writes them one
+   after the other into a file that is then mapped into memory. The cache's name is a hash of all
+   that went in (names, sizes and times of the files, and the parameters); it is used again while
+   nothing of that changed, and appears under its name only when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import DataError
+from models.images import read_image
+from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE, map_hw
+
+FORMAT = 1
+DATA = "tiles.bin"
+INDEX = "index.json"
+Progress = Callable[[int, int], None]
+"""Called with (done, of how many)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A rectangle of frame pixels: rows [top, top + height), columns [left, left + width)."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def cells(self) -> tuple[slice, slice]:
+        """The part of the frame's map that is the tile's."""
+        rows, columns = map_hw(self.height, self.width)
+        top, left = self.top // STRIDE, self.left // STRIDE
+        return slice(top, top + rows), slice(left, left + columns)
+
+
+def pad_frame(frame: NDArray[np.uint8], margin: int = MARGIN_PX) -> NDArray[np.uint8]:
+    """(H, W, C) -> (H + 2 margin, W + 2 margin, C): reflected, the border pixel not repeated."""
+    return np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+
+
+def tile_grid(height: int, width: int, tile: int = 256, stride: int | None = None) -> list[Tile]:
+    """Tiles that cover every cell of the frame's map, row by row.
+
+    tile, stride: frame pixels, multiples of 4; stride None: tiles side by side. The last row and
+    column are shifted inwards, so all tiles have equally many cells; on a frame side that is no
+    multiple of 4 the last ones are up to 3 px narrower (the cells are the same). A side shorter
+    than a tile is taken whole. Raises `DataError` for sizes that cannot be tiled.
+    """
+    stride = tile if stride is None else stride
+    if min(height, width) < RECEPTIVE_FIELD_PX:
+        raise DataError(
+            f"a frame of {width}x{height} found, expected at least "
+            f"{RECEPTIVE_FIELD_PX}x{RECEPTIVE_FIELD_PX}"
+        )
+    if tile % STRIDE or stride % STRIDE or tile <= RECEPTIVE_FIELD_PX or not 0 < stride <= tile:
+        raise DataError(
+            f"tile {tile} and stride {stride} found, expected multiples of {STRIDE}, the tile "
+            f"over {RECEPTIVE_FIELD_PX} and the stride not over the tile"
+        )
+    return [
+        Tile(top, left, min(tile, height - top), min(tile, width - left))
+        for top in _starts(height, tile, stride)
+        for left in _starts(width, tile, stride)
+    ]
+
+
+def _starts(side: int, tile: int, stride: int) -> list[int]:
+    last = max(0, -(-(side - tile) // STRIDE) * STRIDE)
+    return [*range(0, last, stride), last]
+
+
+def cut(padded: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:
+    """What the tile's cells see, out of the padded frame: (4 rows + 29, 4 columns + 29, C)."""
+    rows, columns = map_hw(tile.height, tile.width)
+    reach = RECEPTIVE_FIELD_PX - STRIDE
+    return padded[
+        tile.top : tile.top + STRIDE * rows + reach,
+        tile.left : tile.left + STRIDE * columns + reach,
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class TileSet:
+    """Tiles one after the other in one flat array, which may be mapped from a file."""
+
+    data: NDArray[np.uint8]
+    shapes: NDArray[np.int64]
+    """(tiles, 3): height, width, channels of each cut."""
+    offsets: NDArray[np.int64]
+    image: NDArray[np.int64]
+    """Which of the images each tile is from."""
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def __getitem__(self, index: int) -> NDArray[np.uint8]:
+        shape, start = self.shapes[index], int(self.offsets[index])
+        return self.data[start : start + int(shape.prod())].reshape(shape)
+
+
+def build_tiles(
+    paths: Sequence[Path],
+    channels: int,
+    *,
+    tile: int = 256,
+    stride: int | None = None,
+    inspected: NDArray[np.bool_] | None = None,
+    min_inspected: float = 0.25,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> TileSet:
+    """Cut all images into tiles, or take them from the cache.
+
+    channels: 1 or 3. inspected: bool (H, W), for images that all have this size; a tile is kept
+    when at least `min_inspected` of it is True. cache_dir None keeps the tiles in memory.
+    Raises `DataError` for images that cannot be read or have another size than the mask, and when
+    no tile is left.
+    """
+    pieces = _pieces(
+        paths,
+        channels,
+        tile=tile,
+        stride=stride,
+        inspected=inspected,
+        min_inspected=min_inspected,
+        progress=progress,
+    )
+    if cache_dir is None:
+        return _in_memory(pieces)
+    key = _key(paths, [channels, tile, stride, min_inspected], inspected)
+    final = cache_dir / f"tiles-{key[:20]}"
+    found = _open(final)
+    if found is not None:
+        return found
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=".tiles-", dir=cache_dir))
+    try:
+        shapes, images = _write(work, pieces)
+        _check_any(len(shapes))
+        (work / INDEX).write_text(json.dumps({"shapes": shapes, "images": images}))
+        shutil.rmtree(final, ignore_errors=True)  # there, but damaged: `_open` refused it
+        try:
+            work.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another process wrote the same tiles just now
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    opened = _open(final)
+    if opened is None:
+        raise DataError(f"{final}: damaged while it was written: is the disk full or failing?")
+    return opened
+
+
+def _pieces(
+    paths: Sequence[Path],
+    channels: int,
+    *,
+    tile: int,
+    stride: int | None,
+    inspected: NDArray[np.bool_] | None,
+    min_inspected: float,
+    progress: Progress | None,
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    for number, path in enumerate(paths):
+        frame = read_image(path, channels)
+        if inspected is not None and inspected.shape != frame.shape[:2]:
+            raise DataError(
+                f"{path}: {frame.shape[1]}x{frame.shape[0]} found, expected "
+                f"{inspected.shape[1]}x{inspected.shape[0]} as the mask of what is inspected"
+            )
+        padded = pad_frame(frame)
+        for place in tile_grid(frame.shape[0], frame.shape[1], tile, stride):
+            if inspected is None or _share(inspected, place) >= min_inspected:
+                yield number, cut(padded, place)
+        if progress is not None:
+            progress(number + 1, len(paths))
+
+
+def _share(inspected: NDArray[np.bool_], tile: Tile) -> float:
+    rows, columns = (
+        slice(tile.top, tile.top + tile.height),
+        slice(tile.left, tile.left + tile.width),
+    )
+    return float(inspected[rows, columns].mean())
+
+
+def _in_memory(pieces: Iterator[tuple[int, NDArray[np.uint8]]]) -> TileSet:
+    kept = [(number, np.ascontiguousarray(piece)) for number, piece in pieces]
+    _check_any(len(kept))
+    data = np.concatenate([piece.ravel() for _, piece in kept])
+    return _tile_set(data, [piece.shape for _, piece in kept], [number for number, _ in kept])
+
+
+def _write(
+    folder: Path, pieces: Iterator[tuple[int, NDArray[np.uint8]]]
+) -> tuple[list[list[int]], list[int]]:
+    shapes, images = [], []
+    with (folder / DATA).open("xb") as file:
+        for number, piece in pieces:
+            file.write(np.ascontiguousarray(piece).data)
+            shapes.append(list(piece.shape))
+            images.append(number)
+        file.flush()
+        os.fsync(file.fileno())
+    return shapes, images
+
+
+def _open(folder: Path) -> TileSet | None:
+    """The tiles of a cache, or None when it is not there or not whole."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        data = np.memmap(folder / DATA, np.uint8, mode="r")
+        tiles = _tile_set(data, index["shapes"], index["images"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return tiles if int(tiles.shapes.prod(axis=1).sum()) == data.size else None
+
+
+def _tile_set(data: NDArray[np.uint8], shapes: Sequence[Any], images: Sequence[int]) -> TileSet:
+    table = np.array(shapes, np.int64).reshape(-1, 3)
+    ends = np.cumsum(table.prod(axis=1))
+    return TileSet(data, table, ends - table.prod(axis=1), np.array(images, np.int64))
+
+
+def _check_any(tiles: int) -> None:
+    if not tiles:
+        raise DataError(
+            "no tile found that is inspected enough, expected at least one: make the inspected "
+            "zones larger, or lower the share of a tile that must be inspected"
+        )
+
+
+def _key(paths: Sequence[Path], parameters: list[Any], inspected: NDArray[np.bool_] | None) -> str:
+    files = []
+    for path in paths:
+        try:
+            about = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: unreadable ({error.strerror})") from error
+        files.append([str(path.absolute()), about.st_size, about.st_mtime_ns])
+    mask = None
+    if inspected is not None:
+        mask = [inspected.shape, hashlib.sha256(np.packbits(inspected).tobytes()).hexdigest()]
+    text = json.dumps([FORMAT, MARGIN_PX, STRIDE, parameters, mask, files])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,316 @@
+"""Training: good images in, a detector with its map quantiles out (EfficientAD, section 3).
+
+1. A fifth of the images is held out; it trains nothing and chooses no weights.
+2. The teacher's channel statistics over the training tiles are exact, in float64.
+3. The student learns to repeat the normalised teacher on random crops of the tiles, by the
+   hard-feature loss. Crops lie anywhere in the tiles and their real surroundings.
+4. The map quantiles q_a and q_b are those of the held-out tiles.
+
+One seed, one machine and one number of threads give one result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.compute import channels_last, compute_type, seeded
+from models.efficientad import StudentTeacher, hard_feature_loss
+from models.errors import DataError
+from models.images import guess_channels
+from models.procedural import draw, photograph
+from models.teacher import Teacher, load_builtin_teacher
+from models.tiles import TileSet, build_tiles
+from models.variants import RECEPTIVE_FIELD_PX
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done, of how many)."""
+MAX_STATISTICS_TILES = 512
+MAX_QUANTILE_TILES = 256
+MAX_QUANTILE_VALUES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """What decides a detector, beside its images and its teacher."""
+
+    steps: int = 1500
+    batch: int = 8
+    """Crops in each step."""
+    crop_px: int = 160
+    learning_rate: float = 1e-3
+    """The paper's 1e-4 is for 70,000 steps; README.md beside this file has what was measured."""
+    weight_decay: float = 1e-5
+    decay_at: float = 0.95
+    """Share of the steps after which the learning rate is a tenth."""
+    hard_quantile: float = 0.999
+    """The loss is the mean of this quantile's upper share of the squared differences."""
+    penalty: float = 0.0
+    """Weight of the student's own output on pictures of nothing (the paper's equation 4)."""
+    held_out: float = 0.2
+    q_a: float = 0.9
+    q_b: float = 0.995
+    tile: int = 256
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedDetector:
+    """A detector and all that its bundle tells of how it came about."""
+
+    model: StudentTeacher
+    q_a: float
+    """Raw map value at the lower quantile of held-out good tiles."""
+    q_b: float
+    provenance: dict[str, Any]
+    held_out: list[Path]
+    """Images that trained nothing: good ones to take reference crops from."""
+    losses: list[float] = field(default_factory=list)
+
+
+def train(
+    images: Sequence[Path],
+    variant: str = "pdn_tiny",
+    *,
+    channels: int | None = None,
+    settings: TrainingSettings | None = None,
+    teacher: Teacher | None = None,
+    inspected: NDArray[np.bool_] | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainedDetector:
+    """Train a student for a teacher on good images.
+
+    channels: 1, 3, or None for what the images show. teacher: None takes the built-in one of the
+    variant. inspected: bool (H, W), when all images have this size and only a part counts.
+    Raises `DataError` for images that cannot be used, and when the training diverges.
+    """
+    settings = settings or TrainingSettings()
+    check_settings(settings)
+    report = progress or _silent
+    if channels is None:
+        channels = guess_channels(images)
+    teacher = teacher or load_builtin_teacher(variant, channels)
+    learn, held_out = split(images, settings)
+
+    def tiles_of(paths: Sequence[Path], what: str) -> TileSet:
+        return build_tiles(
+            paths,
+            channels,
+            tile=settings.tile,
+            inspected=inspected,
+            cache_dir=cache_dir,
+            progress=lambda done, total: report(what, done, total),
+        )
+
+    tiles = tiles_of(learn, "cut tiles")
+    with seeded(settings.seed):
+        model = StudentTeacher(teacher.net.variant, channels)
+    model.teacher.load_state_dict(teacher.net.state_dict())
+    model.input_mean.copy_(teacher.input_mean)
+    model.input_std.copy_(teacher.input_std)
+    channels_last(model)
+    measure_teacher(model, tiles, settings.seed, report)
+    losses = fit_student(model, tiles, settings, report)
+    q_a, q_b = map_quantiles(model, tiles_of(held_out, "cut held-out tiles"), settings, report)
+    if not (math.isfinite(q_a) and q_b > q_a):
+        raise DataError(
+            f"map quantiles {q_a:g} and {q_b:g} of the held-out images found, expected finite and "
+            "rising ones: are all good images the same flat picture?"
+        )
+    provenance = {
+        "trained_by": "models.training",
+        "images": len(learn),
+        "held_out": len(held_out),
+        "tiles": len(tiles),
+        "sha256": {path.name: _sha256(path) for path in [*learn, *held_out]},
+        "held_out_names": [path.name for path in held_out],
+        "settings": asdict(settings),
+        "channels": channels,
+        "teacher": teacher.identity,
+        "teacher_licence": teacher.licence,
+        "compute": str(compute_type()).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "last_loss": round(float(np.mean(losses[-100:])), 6),
+    }
+    return TrainedDetector(model.eval(), q_a, q_b, provenance, held_out, losses)
+
+
+def check_settings(settings: TrainingSettings) -> None:
+    """Raise `DataError` for settings that cannot be trained with."""
+    allowed = {
+        "steps": settings.steps >= 1,
+        "batch": settings.batch >= 1,
+        "crop_px": settings.crop_px >= RECEPTIVE_FIELD_PX,
+        "learning_rate": 0 < settings.learning_rate < math.inf,
+        "weight_decay": 0 <= settings.weight_decay < math.inf,
+        "decay_at": 0 < settings.decay_at <= 1,
+        "hard_quantile": 0 <= settings.hard_quantile < 1,
+        "penalty": 0 <= settings.penalty < math.inf,
+        "held_out": 0 < settings.held_out < 1,
+        "q_a": 0 < settings.q_a < settings.q_b < 1,
+    }
+    for name, fits in allowed.items():
+        if not fits:
+            raise DataError(
+                f"training setting {name}: {getattr(settings, name)!r} found, which cannot be "
+                f"trained with; the default is {getattr(TrainingSettings(), name)!r}"
+            )
+
+
+def split(images: Sequence[Path], settings: TrainingSettings) -> tuple[list[Path], list[Path]]:
+    """Images to learn from and held-out ones, by the seed; both in the given order."""
+    if len(images) < 2:
+        raise DataError(
+            f"{len(images)} good image(s) found, expected at least 2: one to learn from and one "
+            "held out; twenty or more make a detector that can be trusted"
+        )
+    count = min(max(1, round(settings.held_out * len(images))), len(images) - 1)
+    chosen = set(np.random.default_rng(settings.seed).permutation(len(images))[:count].tolist())
+    learn = [path for k, path in enumerate(images) if k not in chosen]
+    return learn, [images[k] for k in sorted(chosen)]
+
+
+@torch.inference_mode()
+def measure_teacher(model: StudentTeacher, tiles: TileSet, seed: int, report: Progress) -> None:
+    """Set `feature_mean` and `feature_std` to those of the teacher over the training tiles.
+
+    Each tile's mean and squared deviations from it, in float64, merged exactly (Chan, Golub and
+    LeVeque 1979). At most 512 tiles, drawn by the seed: 2 million cells of 256 px tiles.
+    """
+    count = 0
+    mean = torch.zeros(model.feature_mean.shape, dtype=torch.float64)
+    squares = torch.zeros_like(mean)
+    chosen = _some(len(tiles), MAX_STATISTICS_TILES, seed)
+    for done, index in enumerate(chosen, start=1):
+        features = model.teacher(model.normalise(_as_batch(tiles[index])))[0].flatten(1).double()
+        cells, tile_mean = features.shape[1], features.mean(dim=1)
+        gap = tile_mean - mean
+        squares += ((features - tile_mean[:, None]) ** 2).sum(dim=1)
+        squares += gap**2 * (count * cells / (count + cells))
+        mean += gap * (cells / (count + cells))
+        count += cells
+        report("measure teacher", done, len(chosen))
+    deviation = (squares / count).sqrt()
+    if not bool(torch.isfinite(deviation).all()) or float(deviation.max()) == 0.0:
+        raise DataError(
+            "a teacher whose outputs do not vary over the good images found, expected textured "
+            "images: are they all of one flat tone?"
+        )
+    model.feature_mean.copy_(mean)
+    # A channel that hardly varies on good images must not turn rounding into anomalies.
+    model.feature_std.copy_(deviation.clamp_min(0.05 * float(deviation.median())))
+
+
+def fit_student(
+    model: StudentTeacher, tiles: TileSet, settings: TrainingSettings, report: Progress
+) -> list[float]:
+    """Train `model.student` in place; the loss of every step."""
+    rng = np.random.default_rng([settings.seed, 1])
+    half = compute_type()
+    student = model.student.train()
+    optimiser = torch.optim.Adam(
+        student.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    drop = max(1, round(settings.decay_at * settings.steps))
+    schedule = torch.optim.lr_scheduler.StepLR(optimiser, drop, gamma=0.1)
+    losses: list[float] = []
+    for step, crops in enumerate(_crops(tiles, settings, rng), start=1):
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", half, enabled=half != torch.float32):
+            # Crops of images smaller than the crop have sizes of their own.
+            squared = [model.squared_difference(model.normalise(crop)) for crop in crops]
+            loss = hard_feature_loss(
+                torch.cat([part.float().flatten() for part in squared]), settings.hard_quantile
+            )
+            if settings.penalty:
+                strange = model.normalise(_pictures(rng, settings, model.in_channels))
+                loss = loss + settings.penalty * (student(strange).float() ** 2).mean()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DataError(
+                f"loss {value} found at step {step} of {settings.steps}, expected a finite one: "
+                f"lower the learning rate (it was {settings.learning_rate:g}; the loss before was "
+                f"{losses[-1] if losses else value:g})"
+            )
+        torch.autograd.backward(loss)
+        optimiser.step()
+        schedule.step()
+        losses.append(value)
+        report("train student", step, settings.steps)
+    student.eval()
+    return losses
+
+
+@torch.inference_mode()
+def map_quantiles(
+    model: StudentTeacher, tiles: TileSet, settings: TrainingSettings, report: Progress
+) -> tuple[float, float]:
+    """The raw map's values at `q_a` and `q_b` over held-out tiles.
+
+    At most 256 tiles and 2^22 values, drawn by the seed (`torch.quantile` refuses over 2^24).
+    """
+    chosen = _some(len(tiles), MAX_QUANTILE_TILES, settings.seed)
+    maps = []
+    for done, index in enumerate(chosen, start=1):
+        maps.append(model(_as_batch(tiles[index]))[0].numpy().ravel())
+        report("measure quantiles", done, len(chosen))
+    values = np.concatenate(maps)
+    if values.size > MAX_QUANTILE_VALUES:
+        values = values[_some(values.size, MAX_QUANTILE_VALUES, settings.seed)]
+    low, high = np.quantile(values, [settings.q_a, settings.q_b])
+    return float(low), float(high)
+
+
+def _crops(
+    tiles: TileSet, settings: TrainingSettings, rng: np.random.Generator
+) -> Iterator[list[torch.Tensor]]:
+    """For every step uint8 [n, h, w, C] batches, one for each size that its crops have."""
+    areas = tiles.shapes[:, 0] * tiles.shapes[:, 1]
+    shares = areas / areas.sum()  # each pixel counts alike, however small its image
+    for _ in range(settings.steps):
+        by_shape: dict[tuple[int, ...], list[NDArray[np.uint8]]] = {}
+        for index in rng.choice(len(tiles), settings.batch, p=shares):
+            tile = tiles[int(index)]
+            rows, columns = (min(settings.crop_px, side) for side in tile.shape[:2])
+            top = int(rng.integers(0, tile.shape[0] - rows + 1))
+            left = int(rng.integers(0, tile.shape[1] - columns + 1))
+            crop = tile[top : top + rows, left : left + columns]
+            by_shape.setdefault(crop.shape, []).append(crop)
+        yield [torch.from_numpy(np.stack(crops)) for crops in by_shape.values()]
+
+
+def _pictures(rng: np.random.Generator, settings: TrainingSettings, channels: int) -> torch.Tensor:
+    """uint8 [1, crop, crop, C]: a procedural picture, far from any good image."""
+    picture = photograph(rng, draw(rng, settings.crop_px))
+    return torch.from_numpy(np.ascontiguousarray(picture[None, ..., :channels]))
+
+
+def _as_batch(tile: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(np.array(tile)[None])  # a copy: torch wants to own writable memory
+
+
+def _some(total: int, at_most: int, seed: int) -> NDArray[np.int64]:
+    """All indices, or `at_most` of them by the seed, in rising order."""
+    if total <= at_most:
+        return np.arange(total)
+    rng = np.random.default_rng([seed, 2])
+    return np.sort(rng.choice(total, at_most, replace=False))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
