@@ -70,8 +70,10 @@ def contact_sheet(pictures: Sequence[Image], columns: int, title: str, width: in
 
 
 def write_png(path: Path, picture: Image) -> None:
-    """Write an RGB picture."""
-    _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    """Write a grey (H, W, 1) or an RGB (H, W, 3) picture."""
+    if picture.shape[2] == 3:
+        picture = picture[:, :, ::-1]
+    _, data = cv2.imencode(".png", picture)
     path.write_bytes(data.tobytes())
 
 
