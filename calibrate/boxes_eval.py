@@ -30,7 +30,7 @@ class TruthScore:
     boxes: int
     boxes_right: int
     image_auroc: float
-    """Of `image_score`s, NaN without both kinds of frame."""
+    """Of `raw_peak`s, which also rank frames that are under the thresholds; NaN without both."""
     missed: tuple[tuple[str, int, Box], ...]
     """Camera, frame id and true box of each defect that was not found."""
 
@@ -68,10 +68,10 @@ def score_against_truth(
         if verdict is None or verdict.label is Label.INVALID:
             continue
         if true_boxes:
-            bad.append(verdict.image_score)
+            bad.append(verdict.raw_peak)
             bad_failed += failed
         else:
-            good.append(verdict.image_score)
+            good.append(verdict.raw_peak)
             good_failed += failed
     return TruthScore(
         defects=sum(len(boxes) for boxes in truth.values()),

@@ -38,7 +38,7 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the rule says of one map. `raw_peak`: the map's maximum, inspected or not."""
+    """What the rule says of one map. `raw_peak`: the inspected cells' raw maximum."""
 
     label: Label
     image_score: float
@@ -100,11 +100,13 @@ class DecisionRule:
                 f"a map of {raw_map.shape} found, expected {map_hw(*self.frame_hw)} for a frame of "
                 f"{self.frame_hw}: the engine was compiled for another size"
             )
-        raw_peak = float(raw_map.max())
         if not np.isfinite(raw_map).all():
             raise DataError("the anomaly map holds NaN or infinity: the engine failed")
         over = raw_map >= self._raw_thresholds
-        if self._inspected is not None:
+        if self._inspected is None:
+            raw_peak = float(raw_map.max())
+        else:
+            raw_peak = float(raw_map.max(where=self._inspected, initial=-np.inf))
             over &= self._inspected
         if not over.any():
             return Decision(Label.PASS, 0.0, self.image_threshold, raw_peak, ())

@@ -233,7 +233,7 @@ def baseline(
         inspected[: below + 1, : right + 1] = False
     plain: dict[bool, list[float]] = {True: [], False: []}
     ours: dict[bool, list[float]] = {True: [], False: []}
-    by_frame = {(v.camera, v.frame_id): v.image_score for v in verdicts}
+    by_frame = {(v.camera, v.frame_id): v.raw_peak for v in verdicts}
     for number, (path, truth) in enumerate(zip(recordings, truths, strict=True)):
         found = baseline_scores(background, read_frames(path), inspected)
         for frame, score in zip(truth.frames, found, strict=True):
