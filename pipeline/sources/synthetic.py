@@ -39,6 +39,9 @@ _STAMP_GUARD_PX: Final = MARGIN_PX + 4
 _SPARE_PX: Final = 192
 """How far the windows on the prepared noise may wander."""
 _TRIES: Final = 60
+"""Places that are tried for one defect."""
+_DRAWS: Final = 12
+"""Defects that are tried for one frame; a large one may find no place on a small part."""
 _SHOT_NOISE: Final = 0.028
 """Variance of the noise per grey level; a sensor of some 9,000 electrons full well."""
 _READ_NOISE: Final = 1.25
@@ -117,10 +120,13 @@ class SyntheticLine:
         defects: list[TrueDefect] = []
         rng = np.random.default_rng([self.seed, 2, index])
         if rng.random() < self.defect_share and not good:
-            for _ in range(int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))):
+            wanted = int(rng.choice([1, 2, 3], p=[0.6, 0.3, 0.1]))
+            for _ in range(_DRAWS):
                 defect = self._add_defect(scene, rng, defects)
                 if defect is not None:
                     defects.append(defect)
+                if len(defects) == wanted:
+                    break
         levels = np.clip(np.rint(scene.clean, out=scene.clean), 0, 255, out=scene.clean)
         frame = levels.astype(np.uint8).reshape(self.shape_hwc)
         if self._has_stamp:
