@@ -38,10 +38,12 @@ def test_help_of_a_group_names_its_commands(group: str, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_teaches_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A sentence on what it does, and an example that begins with its own name."""
+    """Sentences on what it does, with an example of it or of what comes next."""
     assert run([*name.split(), "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert f"linewatch {name}" in text.partition("Options")[0].partition("Usage")[2][10:]
+    description = text.partition("[OPTIONS]")[2].partition("╭")[0]
+    assert description.count(".") >= 2
+    assert "linewatch " in description
 
 
 @pytest.mark.parametrize(

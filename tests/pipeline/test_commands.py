@@ -97,3 +97,48 @@ def test_teacher_train_writes_a_teacher_and_a_note(
 def test_teacher_train_knows_its_variants(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["teacher", "train", "--variant", "pdn_huge"]) == 2
     assert "expected one of pdn_tiny, pdn_small, pdn_medium" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("extra", [[], ["--color"], ["--recipe"], ["--teacher"]], ids=str)
+def test_train_writes_a_bundle(
+    extra: list[str], good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "given"
+    if extra == ["--recipe"]:
+        file.write_text("zones: [{mode: include, polygon: [[0, 0], [99, 0], [99, 95], [0, 95]]}]")
+        extra = ["--recipe", str(file)]
+    if extra == ["--teacher"]:
+        assert run(["teacher", "train", "--steps", "1", "--out", str(file)]) == 0
+        capsys.readouterr()
+        extra = ["--teacher", str(file)]
+    out = tmp_path / "bundles"
+    options = ["--out", str(out), "--steps", "2", "--threads", "1", "--json", *extra]
+    assert run(["train", str(good), *options]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    bundle = Bundle.load(Path(answer["bundle"]))
+    assert bundle.path.parent == out.resolve()
+    assert bundle.in_channels == (3 if "--color" in extra else 1)
+    assert (answer["images"], answer["held_out"]) == (19, 5)
+    assert bundle.references()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--variant", "pdn_huge"], 2, "expected one of pdn_tiny"),
+        (["--teacher", "none.safetensors"], 9, "none.safetensors"),
+        (["--recipe", "none.yaml"], 2, "no such file"),
+        (["--steps", "0"], 2, "--steps"),
+    ],
+)
+def test_train_says_what_is_wrong(
+    options: list[str], code: int, words: str, good: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", str(good), *options]) == code
+    assert words in capsys.readouterr().err
+
+
+def test_train_needs_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", str(tmp_path / "none")]) == 9
+    assert run(["train", str(tmp_path)]) == 9
+    assert "no image found" in capsys.readouterr().err
