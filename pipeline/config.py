@@ -28,8 +28,8 @@ from pipeline.types import MIN_SIDE_PX
 
 RUNTIME_NAMES = ("auto", "torch", "openvino", "null")
 """`auto` and the names in `models.runtimes.RUNTIMES`; a test holds the two together."""
-MAX_IPC_PATH_BYTES = 107
-"""What fits into the address of a Unix socket."""
+IPC_PATH_LIMIT = 107
+"""Bytes of a Unix socket's path (sun_path less its terminating zero)."""
 MAX_SIDE_PX = 65536
 
 
@@ -45,9 +45,9 @@ def _check_endpoint(text: str, info: ValidationInfo) -> str:
         if not name or name.startswith(("@", "*")):
             raise ValueError("the path of a socket after ipc://, such as ipc:///run/line/out.sock")
         endpoint = "ipc://" + _resolve_path(name, info)
-        if len(endpoint.encode()) - len("ipc://") > MAX_IPC_PATH_BYTES:
+        if len(endpoint.encode()) - len("ipc://") > IPC_PATH_LIMIT:
             raise ValueError(
-                f"a socket path of at most {MAX_IPC_PATH_BYTES} bytes, and this one has "
+                f"a socket path of at most {IPC_PATH_LIMIT} bytes, and this one has "
                 f"{len(endpoint.encode()) - len('ipc://')}; choose a shorter folder"
             )
         return endpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.config import MAX_IPC_PATH_BYTES, LineConfig
+from pipeline.config import IPC_PATH_LIMIT, LineConfig
 from pipeline.doctor import MIB, Finding, Level, judge, shared_memory, size_text
 from pipeline.errors import ConfigError, LinewatchError
 from pipeline.ringfile import ring_bytes
@@ -36,8 +36,8 @@ def check_station(config: LineConfig) -> Iterator[Finding]:
     longest = max(len(str(station.socket(stage)).encode()) for stage in station.stages)
     yield judge(
         "socket paths",
-        longest <= MAX_IPC_PATH_BYTES,
-        f"{longest} bytes of {MAX_IPC_PATH_BYTES}",
+        longest <= IPC_PATH_LIMIT,
+        f"{longest} bytes of {IPC_PATH_LIMIT}",
         "set a shorter run_dir",
         Level.ERROR,
     )

@@ -7,11 +7,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import LineConfig, load_resolved
+from pipeline.config import IPC_PATH_LIMIT, LineConfig, load_resolved
 from pipeline.errors import ConfigError
-
-IPC_PATH_LIMIT = 107
-"""Bytes of a Unix socket's path (sun_path less its terminating zero)."""
 
 
 @dataclass(frozen=True, slots=True)
