@@ -92,6 +92,7 @@ def command(
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     bundle = make_bundle(demo, runtime, quiet=as_json)
+    (out / "bundle").symlink_to(bundle.relative_to(out))  # for configs/demo.yaml
     recordings = record(demo, quiet=as_json)
     result = _replay(demo, recordings, bundle, runtime, quiet=as_json)
     write_results(out / "results.jsonl", result.verdicts)
