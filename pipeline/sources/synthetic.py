@@ -6,8 +6,11 @@ of the part, its grain and brightness, the belt under it, the lamp (slow gain an
 frames, a little flicker), focus, and the sensor's shot and read noise.
 
 Defects have 6 to 60 px (scratches 16 to 60) and a contrast of 2 to 8 standard deviations of the
-clean pixels that they cover, half of them in the lowest quarter of each scale. The frame's number
-stands in its upper left corner (`stamp.py`); `inspected_zones()` leaves that corner out.
+clean pixels that they cover, half of them in the lowest quarter of each scale. Small ones need more
+contrast to be seen at all (A. Rose, 1948): contrast times the square root of the area is at least
+`visibility`. Around 5 nobody could tell a defect from grain, even if he knew the part's place to
+the pixel. The frame's number stands in its upper left corner (`stamp.py`); `inspected_zones()`
+leaves that corner out.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ MAX_SHIFT_PX: Final = 6.0
 MAX_TURN_DEGREES: Final = 2.0
 MIN_CONTRAST_SIGMA: Final = 2.0
 MAX_CONTRAST_SIGMA: Final = 8.0
+MIN_VISIBILITY: Final = 20.0
 _STAMP_GUARD_PX: Final = MARGIN_PX + 4
 """An output cell sees 16 px around its centre and is four pixels wide."""
 _SPARE_PX: Final = 192
@@ -66,6 +70,7 @@ class SyntheticLine:
     """Frames uint8 (height, width, 1), or RGB (height, width, 3) with `color`.
 
     defect_share: the share of frames with one to three defects.
+    visibility: contrast in deviations, times the square root of the core's area in pixels.
     """
 
     def __init__(
@@ -75,14 +80,16 @@ class SyntheticLine:
         color: bool = False,
         seed: int = 1,
         defect_share: float = 0.2,
+        *,
+        visibility: float = MIN_VISIBILITY,
     ) -> None:
         self.width, self.height, self.color = width, height, color
-        self.seed, self.defect_share = seed, defect_share
+        self.seed, self.defect_share, self.visibility = seed, defect_share, visibility
         rng = np.random.default_rng([seed, 0])
         shape = (height + _SPARE_PX, width + _SPARE_PX)
         self._housing: Housing = render_housing(height, width, color)
         self._noise = _bank(rng.standard_normal(shape, np.float32))
-        self._grain = _bank(_unit(_blurred(rng, shape, 0.8) + 0.35 * _blurred(rng, shape, 2.2)))
+        self._grain = _bank(_unit(_blurred(rng, shape, 0.75) + 0.25 * _blurred(rng, shape, 2.0)))
         streaks = cv2.blur(rng.standard_normal(shape, np.float32), (61, 1))
         self._streaks = _bank(_unit(cv2.GaussianBlur(streaks, (1, 3), 0, sigmaY=0.6)))
         self._belt = _belt(shape, rng)
@@ -195,9 +202,10 @@ class SyntheticLine:
         kind = str(rng.choice(list(flaws.SHAPES)))
         smallest = 16.0 if kind == "scratch" else flaws.MIN_SIZE_PX
         size = _low_heavy(rng, smallest, flaws.MAX_SIZE_PX)
-        contrast = _low_heavy(rng, MIN_CONTRAST_SIGMA, MAX_CONTRAST_SIGMA)
         patch = flaws.draw(kind, size, rng)
         core = flaws.core_of(patch)
+        lowest = max(MIN_CONTRAST_SIGMA, self.visibility / float(np.sqrt(core.sum())))
+        contrast = _low_heavy(rng, lowest, max(lowest, MAX_CONTRAST_SIGMA))
         x0, y0, x1, y1 = flaws.box_of(patch)
         rows, columns = patch.shape
         if rows >= self.height or columns >= self.width:
