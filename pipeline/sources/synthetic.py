@@ -52,6 +52,8 @@ _READ_NOISE: Final = 1.25
 _STEP: Final = 1 / 28
 """Of a bank of mean 0 and deviation 1, which it clips at 4.5 deviations."""
 _BELT_STEP: Final = 1 / 500
+_BORE_LIGHT: Final = 0.07
+"""Darker is the inside of a bore, where a defect would not be one."""
 _BELT_TINT: Final = (0.80, 1.03, 0.95)
 
 
@@ -154,6 +156,7 @@ class SyntheticLine:
         turn[:, 2] += rng.uniform(-MAX_SHIFT_PX, MAX_SHIFT_PX, 2)
         light = self._moved(light, turn)
         cover = self._moved(part.cover, turn)
+        solid = (cover > 0.99) & (light > _BORE_LIGHT)
         picture = self._window(self._belt, _BELT_STEP, rng) * (1 - self._moved(part.shadow, turn))
         light -= picture
         light *= cover
@@ -172,7 +175,7 @@ class SyntheticLine:
             clean += spread * np.stack(noise, axis=2)
         else:
             clean += spread * self._window(self._noise, _STEP, rng)
-        return _Scene(clean, cover > 0.99, turn)
+        return _Scene(clean, solid, turn)
 
     def _moved(self, plane: Plane, turn: NDArray[np.float64]) -> Plane:
         return _plane(cv2.warpAffine(plane, turn, (self.width, self.height)))

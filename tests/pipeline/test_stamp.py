@@ -39,6 +39,13 @@ def test_survives_noise_and_gain(
     assert read_stamp(noisy) == number
 
 
+@pytest.mark.parametrize("number", [0, 1, 255, STAMP_LIMIT // 2, STAMP_LIMIT - 1])
+def test_the_ends_of_the_range(number: int) -> None:
+    frame = np.zeros((16, 256), np.uint8)
+    write_stamp(frame, number)
+    assert read_stamp(frame) == number
+
+
 @given(number=numbers, quality=st.integers(40, 100))
 def test_survives_mild_lossy_coding(number: int, quality: int) -> None:
     frame = np.full((64, 300, 3), 90, np.uint8)
