@@ -49,7 +49,7 @@ class EngineOptions:
     shapes: tuple[tuple[int, int, int], ...] = ()
     """(H, W, C) of the frames, without margin, to compile for now; others compile as they come."""
     cache_dir: Path | None = None
-    """Where compiled engines may be kept between starts; None: nowhere."""
+    """Where a runtime that compiles for long may keep engines between starts; None: nowhere."""
 
 
 Factory = Callable[[Bundle | None, EngineOptions], Runtime]
