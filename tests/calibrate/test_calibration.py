@@ -19,7 +19,7 @@ from models.runtimes import open_runtime
 from models.untrained import textured_frame, untrained_bundle
 from pipeline.config import Recipe, Zone
 from pipeline.errors import DataError
-from pipeline.rules import DecisionRule, Thresholds
+from pipeline.rules import Decision, DecisionRule, Thresholds
 from pipeline.types import Label, map_hw
 
 SIZES = [(64, 96), (80, 80), (33, 120)]
@@ -91,7 +91,7 @@ def test_calibrated_bundle_passes_what_it_was_calibrated_on(
     runtime.close()
 
 
-def decide(bundle: Bundle, good: GoodMap):  # type: ignore[no-untyped-def]  # Decision
+def decide(bundle: Bundle, good: GoodMap) -> Decision:
     engine = bundle.thresholds("openvino/f32")
     numbers = Thresholds(
         bundle.calibration.q_a,
@@ -159,14 +159,13 @@ def test_pixel_threshold_lies_in_the_good_tail_and_under_the_image_threshold() -
     assert lax.above > 20
 
 
-def test_own_thresholds_of_a_recipe_do_not_hide_the_scores() -> None:
-    maps = normal_maps(30)
-    plain, _ = choose_thresholds(maps, CALIBRATION, Recipe(), Promise())
-    assert plain.image_threshold < 50
-    recipe = Recipe(image_threshold=50.0, pixel_threshold=40.0).model_copy(
-        update={"image_threshold": None, "pixel_threshold": None}
-    )
-    assert choose_thresholds(maps, CALIBRATION, recipe, Promise())[0] == plain
+def test_own_thresholds_of_a_recipe_do_not_hide_the_scores(
+    bundle: Bundle, images: list[Path], tmp_path: Path
+) -> None:
+    plain = calibrate(bundle.path, images, runtimes=["torch"], out_dir=tmp_path)
+    recipe = Recipe(image_threshold=50.0, pixel_threshold=40.0)
+    again = calibrate(bundle.path, images, runtimes=["torch"], recipe=recipe, out_dir=tmp_path)
+    assert again == plain
 
 
 def test_one_image_that_decides_alone_is_named() -> None:
