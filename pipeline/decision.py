@@ -95,7 +95,10 @@ class Desk:
                 continue
             taken = self.ring.taken(self._seen)
             if taken is None:  # overwritten: decision was away for longer than the log is
-                ref = FrameRef(self.ring.camera, self.ring.epoch, self._seen, -1, 0, now_ns)
+                # Its slot may still be held, and must come back.
+                held = {n: (slot, generation) for n, slot, generation in self.ring.held()}
+                where = held.get(self._seen, (-1, 0))
+                ref = FrameRef(self.ring.camera, self.ring.epoch, self._seen, *where, now_ns)
                 self._pending[self._seen] = Pending(ref, Reason.UNKNOWN, now_ns)
                 continue
             deadline = _NEVER

@@ -38,7 +38,7 @@ from pipeline.board import Board
 from pipeline.config import LineConfig
 from pipeline.decision import Desk
 from pipeline.ring import ANSWERED, END_OF_STREAM, FAILED, Answer, FrameRing
-from pipeline.ringfile import create_ring
+from pipeline.ringfile import LOG_RECORDS, create_ring
 from pipeline.stage import Stage
 from pipeline.station import Station
 from pipeline.types import FrameRef, Label, Reason, Verdict
@@ -476,3 +476,27 @@ def test_worker_killed_at_each_line_of_an_answer(tmp_path: Path, at_line: int) -
     assert reader.may_release(ref) == (not killed)
     ring.close()
     reader.close()
+
+
+def test_decision_away_for_longer_than_the_log_is(decision_stage: Stage, tmp_path: Path) -> None:
+    """The log has forgotten frames that still hold slots: the slots must come back all the same."""
+    path = tmp_path / "cam.ring"
+    create_ring(path, SHAPE, 2, 1)
+    ring = FrameRing(path)
+    for slot in range(2):
+        ring.commit(ring.begin(t_capture_ns=1, source_index=slot, slot=slot), 2)
+    for n in range(LOG_RECORDS):
+        ring.begin(t_capture_ns=1, source_index=2 + n, slot=None, fault=Reason.DROPPED)
+    config = decision_stage.station.config.cameras["cam"]
+    desk = Desk(decision_stage, FrameRing(path), config, set())
+    desk.admit(MS)
+    verdicts = {v.frame_id: v.reason for v in desk.decide(MS)}
+    assert [verdicts.pop(1), verdicts.pop(2)] == [Reason.UNKNOWN] * 2
+    assert set(verdicts.values()) == {Reason.DROPPED}
+    desk.committed(desk.decide(MS))
+    assert ring.decided_id == ring.last_id == LOG_RECORDS + 2
+    assert next_batch([ring], 4) == []  # the worker is told that nobody waits
+    desk.release()
+    assert ring.held() == []
+    ring.close()
+    desk.ring.close()
