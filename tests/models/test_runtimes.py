@@ -218,7 +218,8 @@ def test_null_is_fast_and_needs_no_bundle() -> None:
         start = time.perf_counter()
         runtime.infer([padded], [raw_map])
         took.append(time.perf_counter() - start)
-    assert sorted(took)[len(took) // 2] < 0.0002
+    # The quickest, since a busy machine delays any of them.
+    assert min(took) < 0.0002
 
 
 def mine(bundle: Bundle | None, options: EngineOptions) -> Runtime:
