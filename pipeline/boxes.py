@@ -32,12 +32,13 @@ def find_defects(
     box_fraction: a box spans the cells above this share of its defect's peak, because the 33 px
         receptive field smears a small defect over many cells.
 
-    Defects under `min_area_px` (flagged cells times 16) are left out. Ties keep reading order.
+    Defects under `min_area_px` (flagged cells times 16) are left out. Ties: in reading order of
+    their first cells.
     """
     where = np.flatnonzero(flagged)
     if where.size == 0:
         return []
-    reach = merge_px // MAP_STRIDE + 1
+    reach = min(merge_px // MAP_STRIDE + 1, max(flagged.shape))
     # Two cells d columns apart touch after a dilation of `reach` cells exactly when d <= reach.
     joined = cv2.dilate(flagged, np.ones((reach, reach), np.uint8)) if reach > 1 else flagged
     count, groups = cv2.connectedComponents(joined, connectivity=8, ltype=cv2.CV_32S)
@@ -58,7 +59,9 @@ def find_defects(
     height, width = frame_hw
     half = MAP_STRIDE // 2
     kept = np.flatnonzero(area >= max(min_area_px, 1))
-    kept = kept[np.argsort(-peak[kept], kind="stable")]
+    first = np.empty(count, np.int64)
+    first[group[::-1]] = where[::-1]  # of equal indices the last one assigned stays
+    kept = kept[np.lexsort((first[kept], -peak[kept]))]
     return [
         Defect(
             box_xyxy=(
@@ -88,11 +91,11 @@ def area_px(box_xyxy: tuple[int, int, int, int]) -> int:
 
 
 def finds(found_xyxy: tuple[int, int, int, int], true_xyxy: tuple[int, int, int, int]) -> bool:
-    """Whether a found box counts for a true one: at most four times its area, and on it.
+    """Whether a found box counts for a true one: not empty, at most four times its area, on it.
 
     "On it" is a centre inside the true box, or an IoU above 0.1.
     """
-    if area_px(found_xyxy) > 4 * area_px(true_xyxy):
+    if not 0 < area_px(found_xyxy) <= 4 * area_px(true_xyxy):
         return False
     x = (found_xyxy[0] + found_xyxy[2]) / 2
     y = (found_xyxy[1] + found_xyxy[3]) / 2
