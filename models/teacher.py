@@ -94,7 +94,7 @@ def load_teacher(path: Path, in_channels: int) -> Teacher:
     try:
         data = path.read_bytes()
         with safetensors.safe_open(path, framework="pt") as file:
-            about = dict(file.metadata() or {})
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
         tensors = safetensors.torch.load(data)
     except OSError as error:
         raise DataError(f"{path}: unreadable ({error.strerror or error})") from error
@@ -171,7 +171,8 @@ def train_teacher_file(
     tensors["input_mean"] = torch.full((3,), INPUT_MEAN)
     tensors["input_std"] = torch.full((3,), INPUT_STD)
     out.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.torch.save_file(tensors, out, metadata=about)
+    # One key: safetensors writes several in any order, and one training shall give one file.
+    safetensors.torch.save_file(tensors, out, metadata={"about": json.dumps(about)})
     note = {
         **about,
         "settings": {name: getattr(settings, name) for name in TeacherSettings.__slots__},
