@@ -16,7 +16,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,18 +55,7 @@ class DecisionRule:
         self.recipe = recipe
         self.image_threshold = recipe.image_threshold or bundle.image_threshold
         self.pixel_threshold = recipe.pixel_threshold or bundle.pixel_threshold
-        if not 0 < bundle.q_b - bundle.q_a < np.inf:
-            raise ConfigError(
-                f"map quantiles {bundle.q_a:g} and {bundle.q_b:g} found, expected q_a < q_b: "
-                "the bundle cannot normalise a map; train it again"
-            )
-        if not (0 < self.pixel_threshold < np.inf and 0 < self.image_threshold < np.inf):
-            raise ConfigError(
-                f"image_threshold {self.image_threshold:g} and pixel_threshold "
-                f"{self.pixel_threshold:g} found, expected positive numbers: calibrate the bundle"
-            )
-        self._offset = np.float32(bundle.q_a)
-        self._scale = np.float32(0.1 / (bundle.q_b - bundle.q_a))
+        self._offset, self._scale = _normalisation(bundle)
         self.factors = zone_factors(recipe, frame_hw)
         inspected = self.factors > 0
         if not inspected.any():
@@ -77,14 +65,26 @@ class DecisionRule:
             )
         self._inspected = None if inspected.all() else inspected
         self._uniform = bool((self.factors[inspected] == 1.0).all())
-        raw_threshold = self._offset + np.float32(self.pixel_threshold) / self._scale
-        self._raw_thresholds: NDArray[np.float32] | np.float32 = (
-            raw_threshold
-            if self._uniform
-            else (self._offset + np.float32(self.pixel_threshold) * self.factors / self._scale)
-        )
+        self._raw_thresholds = self._raw(self.pixel_threshold)
+        for name, raw in (
+            ("pixel_threshold", self._raw_thresholds),
+            ("image_threshold", self._raw(self.image_threshold)),
+        ):
+            # Not so for a threshold of zero, NaN, infinity, or one that drowns in the offset.
+            if not (~inspected | ((self._offset < raw) & (raw < np.inf))).all():
+                raise ConfigError(
+                    f"{name} {getattr(self, name):g} found (quantiles {bundle.q_a:g} and "
+                    f"{bundle.q_b:g}), expected a positive number that a map can reach in every "
+                    "zone: calibrate the bundle, or correct the recipe"
+                )
         text = f"{recipe.model_dump_json()}|{bundle!r}"
         self.revision = hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def _raw(self, threshold: float) -> NDArray[np.float32]:
+        """The raw map values at which scores reach a threshold: float32 (h, w), or () for all."""
+        factors = np.ones((), np.float32) if self._uniform else self.factors
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(self._offset + np.float32(threshold) * factors / self._scale)
 
     def scores(self, raw_map: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalised scores of a whole map, float32 (h, w); 0 where nothing is inspected."""
@@ -110,9 +110,12 @@ class DecisionRule:
             over &= self._inspected
         if not over.any():
             return Decision(Label.PASS, 0.0, self.image_threshold, raw_peak, ())
-        score = (raw_map[over] - self._offset) * self._scale
-        if not self._uniform:
-            score /= self.factors[over]
+        with np.errstate(over="ignore"):
+            score = (raw_map[over] - self._offset) * self._scale
+            if not self._uniform:
+                score /= self.factors[over]
+        if not np.isfinite(score).all():
+            raise DataError("the anomaly map's scores overflow: the engine failed")
         defects = find_defects(
             over.view(np.uint8),
             score,
@@ -138,16 +141,53 @@ def zone_factors(recipe: Recipe, frame_hw: tuple[int, int]) -> NDArray[np.float3
     A cell belongs to a zone when its centre pixel does (a polygon's edge belongs to it). Without
     include zones the whole frame is inspected; later zones win over earlier ones.
     """
-    rows, columns = map_hw(*frame_hw)
     everything = not any(zone.mode == "include" for zone in recipe.zones)
-    factors = np.full((rows, columns), 1.0 if everything else 0.0, np.float32)
+    factors = np.full(map_hw(*frame_hw), 1.0 if everything else 0.0, np.float32)
     for zone in recipe.zones:
-        # Drawn at pixel resolution, so that a zone thinner than a cell is not rounded away wrongly.
-        canvas = np.zeros(frame_hw, np.uint8)
-        cv2.fillPoly(canvas, [np.array(zone.polygon, np.int32)], 1)
-        inside = canvas[::MAP_STRIDE, ::MAP_STRIDE] > 0
-        factors[inside] = zone.threshold_factor if zone.mode == "include" else 0.0
+        with np.errstate(over="ignore"):
+            factor = np.float32(zone.threshold_factor if zone.mode == "include" else 0.0)
+        if zone.mode == "include" and not 0 < factor < np.inf:
+            raise ConfigError(
+                f"zone {zone.name!r}: threshold_factor {zone.threshold_factor:g} found, expected "
+                "one that a 32 bit number can hold, such as 0.5 or 2"
+            )
+        factors[_centres_inside(zone.polygon, frame_hw)] = factor
     return factors
+
+
+def _centres_inside(
+    polygon: Sequence[tuple[int, int]], frame_hw: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """bool (h, w): which cells' centres lie in a polygon or on its edge.
+
+    By the even-odd rule in whole numbers: `cv2.fillPoly` takes in part of a border of the frame
+    that a polygon crosses.
+    """
+    rows, columns = map_hw(*frame_hw)
+    y = np.arange(rows, dtype=np.int64)[:, None] * MAP_STRIDE
+    x = np.arange(columns, dtype=np.int64)[None, :] * MAP_STRIDE
+    inside = np.zeros((rows, columns), np.bool_)
+    edge = np.zeros((rows, columns), np.bool_)
+    for (x0, y0), (x1, y1) in zip(polygon, (*polygon[1:], polygon[0]), strict=True):
+        side = (x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)
+        left = side > 0 if y1 > y0 else side < 0
+        inside ^= ((y0 > y) != (y1 > y)) & left
+        along = (min(x0, x1) <= x) & (x <= max(x0, x1)) & (min(y0, y1) <= y) & (y <= max(y0, y1))
+        edge |= (side == 0) & along
+    return inside | edge
+
+
+def _normalisation(bundle: Thresholds) -> tuple[np.float32, np.float32]:
+    """Offset and scale that make scores of raw values. Raises `ConfigError`."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        offset, top = np.float32(bundle.q_a), np.float32(bundle.q_b)
+        scale = np.float32(np.float64(0.1) / (np.float64(bundle.q_b) - np.float64(bundle.q_a)))
+    if not (-np.inf < offset < top < np.inf and 0 < scale < np.inf):
+        raise ConfigError(
+            f"map quantiles {bundle.q_a:g} and {bundle.q_b:g} found, expected q_a < q_b as 32 bit "
+            "numbers: the bundle cannot normalise a map; train it again"
+        )
+    return offset, scale
 
 
 def part_label(views: Sequence[tuple[Label, Reason]]) -> tuple[Label, Reason]:
