@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from models.runtimes import open_runtime
+from models.runtimes import engine_of, open_runtime
 from models.runtimes.base import Runtime
+from models.runtimes.null import CALIBRATION as UNCALIBRATED
 from pipeline.board import QUIT, READY
 from pipeline.config import WorkerConfig
 from pipeline.errors import BundleError, LinewatchError, ParityError, RuntimeUnavailable
@@ -130,6 +131,8 @@ def _open(
 ) -> Runtime:
     """The configured runtime; its name, bundle and thresholds go to the station's engine file.
 
+    Without a bundle, and for the null runtime, raw map values are the scores.
+
     Raises `BundleError`, `ParityError` or `RuntimeUnavailable`, which no restart would mend.
     """
     # `models` has an error tree of its own: it knows nothing of the pipeline.
@@ -151,30 +154,32 @@ def _open(
             shapes=shapes_hwc,
             cache_dir=stage.station.state_dir / "engines",
         )
-        thresholds = bundle.thresholds(runtime.engine_id.rpartition("/")[0]) if bundle else None
+        engine = engine_of(runtime.engine_id)
+        if bundle is None or engine in UNCALIBRATED.engines:
+            calibration = UNCALIBRATED
+            thresholds = next(iter(calibration.engines.values()))
+        else:
+            calibration, thresholds = bundle.calibration, bundle.thresholds(engine)
     except theirs.ModelsError as error:
         for their, ours in kinds:
             if isinstance(error, their):
                 raise ours(str(error)) from error
         raise
-    engine = {
+    note = {
         "engine_id": runtime.engine_id,
         "bundle_sha256": bundle.sha256 if bundle else "",
-        # Without a bundle scores are raw map values, judged at 0.5: for the null runtime.
         "thresholds": asdict(
             Thresholds(
-                q_a=bundle.calibration.q_a,
-                q_b=bundle.calibration.q_b,
+                q_a=calibration.q_a,
+                q_b=calibration.q_b,
                 image_threshold=thresholds.image_threshold,
                 pixel_threshold=thresholds.pixel_threshold,
             )
-            if bundle and thresholds
-            else Thresholds(q_a=0.0, q_b=0.1, image_threshold=0.5, pixel_threshold=0.5)
         ),
     }
     path = stage.station.engine
     partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(engine))
+    partial.write_text(json.dumps(note))
     partial.replace(path)
     return runtime
 

@@ -131,6 +131,13 @@ def test_a_bundle_of_openvino_f32_runs(tmp_path: Path, bundle: Path, recording: 
     assert (code, reasons) == (0, {"ok": FRAMES})
 
 
+def test_the_null_runtime_needs_no_thresholds(
+    tmp_path: Path, bundle: Path, recording: Path
+) -> None:
+    code, reasons = replay(tmp_path, recording, "--bundle", bundle, "--runtime", "null")
+    assert (code, reasons) == (0, {"defect": FRAMES})
+
+
 def test_a_bundle_with_a_changed_byte(
     tmp_path: Path, bundle: Path, recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

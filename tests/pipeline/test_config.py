@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from models.runtimes import RUNTIMES
 from pipeline.config import (
+    RUNTIME_NAMES,
     LineConfig,
     Recipe,
     SyntheticSource,
@@ -184,3 +186,7 @@ def test_endpoints_on_this_machine(tmp_path: Path, endpoint: str) -> None:
 def test_an_ipc_endpoint_is_a_path(tmp_path: Path) -> None:
     config = load(write(tmp_path, GOOD + "publish: {endpoint: 'ipc://out.sock'}\n"))
     assert config.publish.endpoint == f"ipc://{tmp_path}/out.sock"
+
+
+def test_every_runtime_can_be_configured() -> None:
+    assert set(RUNTIME_NAMES) == {"auto", *RUNTIMES}
