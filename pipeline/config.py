@@ -155,7 +155,8 @@ class Recipe(Strict):
     pixel_threshold: PositiveFloat | None = None
     min_area_px: int = Field(default=0, ge=0)
     merge_px: int = Field(default=8, ge=0)
-    max_boxes: PositiveInt = 64
+    max_boxes: int = Field(default=64, ge=1, le=4096)
+    """At most as many as a message may hold (`pipeline.wire`)."""
     box_fraction: float = Field(default=0.5, ge=0, lt=1)
     """A box spans the cells of its component above this fraction of the component's peak."""
     zones: tuple[Zone, ...] = ()

@@ -8,11 +8,14 @@ slash, so that no topic is a prefix of another's name) and a msgpack map:
     ...   the fields of `Verdict`, `PartVerdict` or `Heartbeat`, by name
 
 Boxes are [x0, y0, x1, y1], half-open, in frame pixels. Unknown fields of a newer minor version are
-passed over; a missing field, another type or a newer `v` is a `WireError`.
+passed over; a missing field, another type or a newer `v` is a `WireError`. So is, on both sides, a
+number that is NaN or infinite, and a label that does not go with its reason: `pass` is "ok", `fail`
+is "defect", all other reasons are `invalid`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -57,7 +60,8 @@ _NAMES = {kind: name for name, kind in _KINDS.items()}
 
 
 def encode(message: Message) -> bytes:
-    """The msgpack map of a message."""
+    """The msgpack map of a message. Raises `WireError` for one that `decode` would not take."""
+    _check(message)
     body: dict[str, Any] = {"v": VERSION, "kind": _NAMES[type(message)]}
     for field in fields(message):
         body[field.name] = getattr(message, field.name)
@@ -80,7 +84,8 @@ def decode(body: bytes) -> Message:
         raise WireError(f"{len(body)} bytes that are not msgpack found: {error}") from error
     if (
         not isinstance(found, dict)
-        or found.get("v") != VERSION
+        or type(found.get("v")) is not int
+        or found["v"] != VERSION
         or found.get("kind") not in _NAMES.values()
     ):
         version = found.get("v") if isinstance(found, dict) else type(found).__name__
@@ -93,7 +98,31 @@ def decode(body: bytes) -> Message:
         field.name: _read(field.name, _get(found, field.name), _EXPECTED[field.name])
         for field in fields(kind)
     }
-    return kind(**values)
+    message = kind(**values)
+    _check(message)
+    return message
+
+
+def _check(message: Message) -> None:
+    """What the types of the fields do not say."""
+    if isinstance(message, Heartbeat):
+        return
+    expected = _LABEL_OF.get(message.reason, Label.INVALID)
+    if message.label is not expected:
+        raise WireError(
+            f"label {message.label} with reason {message.reason} found, expected {expected}"
+        )
+    if isinstance(message, Verdict):
+        numbers = {
+            "image_score": message.image_score,
+            "image_threshold": message.image_threshold,
+            "raw_peak": message.raw_peak,
+            **{f"latency_ms {stage}": ms for stage, ms in message.latency_ms.items()},
+            **{f"defects {n}": defect.peak_score for n, defect in enumerate(message.defects)},
+        }
+        for name, number in numbers.items():
+            if not math.isfinite(number):
+                raise WireError(f"{name}: {number} found, expected a finite number")
 
 
 def _get(found: Mapping[str, Any], name: str) -> object:
@@ -129,7 +158,7 @@ def _read(name: str, value: object, expected: str) -> Any:
 
 def _view(name: str, value: object) -> tuple[str, int, int]:
     match value:
-        case [str() as camera, int() as epoch, int() as frame_id]:
+        case [str() as camera, int() as epoch, int() as frame_id] if _no_bool(epoch, frame_id):
             return camera, epoch, frame_id
     raise WireError(f"{name}: {str(value)[:80]!r} found, expected [camera, epoch, frame_id]")
 
@@ -140,11 +169,17 @@ def _defect(name: str, value: object) -> Defect:
             "box_xyxy": [int() as x0, int() as y0, int() as x1, int() as y1],
             "area_px": int() as area,
             "peak_score": float() as peak,
-        }:
+        } if _no_bool(x0, y0, x1, y1, area):
             return Defect((x0, y0, x1, y1), area, peak)
     raise WireError(f"{name}: {str(value)[:80]!r} found, expected box_xyxy, area_px, peak_score")
 
 
+def _no_bool(*values: int) -> bool:
+    """Python counts True and False among the whole numbers; msgpack does not."""
+    return not any(isinstance(value, bool) for value in values)
+
+
+_LABEL_OF = {Reason.OK: Label.PASS, Reason.DEFECT: Label.FAIL}
 _LABELS = {label.value for label in Label}
 _REASONS = {reason.value for reason in Reason}
 _EXPECTED = {

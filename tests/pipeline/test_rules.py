@@ -128,6 +128,12 @@ def test_what_is_not_finite_is_never_judged(
             rule(zones=zones).decide(bad)
 
 
+def test_scores_that_overflow_are_never_judged() -> None:
+    """A finite map, and yet no number to compare: no box, no message can be made of it."""
+    with pytest.raises(DataError, match="overflow"):
+        rule(Thresholds(0.0, 1e-3, 0.5, 0.5), box_fraction=0.0).decide(raw(r3c5=3.4e38))
+
+
 @pytest.mark.parametrize("shape", [(20, 16), (16, 21), (15, 20), (0, 0), (64, 80), (320,)])
 def test_a_map_of_another_size(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="compiled for another size"):
