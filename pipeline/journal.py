@@ -8,6 +8,7 @@ of its own syncs and checkpoints, so that no verdict waits for the disk.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -40,6 +41,22 @@ CREATE TABLE IF NOT EXISTS verdict (
 );
 CREATE INDEX IF NOT EXISTS verdict_topic ON verdict (topic, seq);
 """
+# From topic to topic along the index: a GROUP BY would read all of it, millions of rows a day.
+_LAST_OF_TOPICS = """
+WITH RECURSIVE found (topic) AS (
+    SELECT MIN(topic) FROM verdict
+    UNION ALL
+    SELECT (SELECT MIN(topic) FROM verdict WHERE topic > found.topic)
+    FROM found WHERE found.topic IS NOT NULL
+)
+SELECT topic, (SELECT MAX(seq) FROM verdict WHERE verdict.topic = found.topic)
+FROM found WHERE topic IS NOT NULL
+"""
+# A seq that is taken already is an error; a frame that has its verdict is not.
+_INSERT = """
+INSERT INTO verdict VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (kind, camera, epoch, frame_id) DO NOTHING
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +73,21 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._base = _connect(path)
-            self._base.executescript(_CREATE)
-            self._check_schema()
-            self.stream_id = self._continue_stream()
-            self._last = {
-                str(topic): int(seq)
-                for topic, seq in self._base.execute(
-                    "SELECT topic, MAX(seq) FROM verdict GROUP BY topic"
-                )
-            }
-        except sqlite3.Error as error:
-            raise self._refused(error) from error
+        self._sync_error: OSError | sqlite3.Error | None = None
+        with contextlib.ExitStack() as on_error:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._base = _connect(path)
+                on_error.callback(self._base.close)
+                self._check_schema()
+                self._base.executescript(_CREATE)
+                self.stream_id = self._continue_stream()
+                self._last = {
+                    str(topic): int(seq) for topic, seq in self._base.execute(_LAST_OF_TOPICS)
+                }
+            except (OSError, sqlite3.Error) as error:
+                raise self._refused(error) from error
+            on_error.pop_all()
         self._seq = max(self._last.values(), default=0)
         self._dirty = threading.Event()
         self._closing = threading.Event()
@@ -94,21 +112,25 @@ class Journal:
 
     def decided(self, camera: str, epoch: int, after: int = 0) -> set[int]:
         """Ids over `after` of frames that have their verdict."""
-        return {
-            int(frame_id)
-            for (frame_id,) in self._base.execute(
-                "SELECT frame_id FROM verdict WHERE kind = 'frame' AND camera = ? AND epoch = ? "
-                "AND frame_id > ?",
-                (camera, epoch, after),
-            )
-        }
+        query = (
+            "SELECT frame_id FROM verdict WHERE kind = 'frame' AND camera = ? AND epoch = ? "
+            "AND frame_id > ?"
+        )
+        try:
+            return {int(n) for (n,) in self._base.execute(query, (camera, epoch, after))}
+        except sqlite3.Error as error:
+            raise self._refused(error) from error
 
     def commit(self, verdicts: Iterable[tuple[Verdict, PartVerdict | None]]) -> list[Row]:
         """Write verdicts, each with its part's, in one transaction; the rows to publish.
 
         `seq`, `prev_seq` and `stream_id` are given here. A frame that has its verdict is passed
         over with its part. After an error nothing is written and nothing has changed.
+
+        Raises `ResourceError` also when an earlier commit could not be synced to the disk.
         """
+        if self._sync_error is not None:
+            raise self._refused(self._sync_error) from self._sync_error
         rows: list[Row] = []
         last, seq = dict(self._last), self._seq
         try:
@@ -128,7 +150,7 @@ class Journal:
                         row = Row(seq + 1, message.topic, encode(stamped))
                         kind = "frame" if isinstance(message, Verdict) else "part"
                         done = self._base.execute(
-                            "INSERT OR IGNORE INTO verdict VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                            _INSERT,
                             (
                                 row.seq,
                                 row.topic,
@@ -151,17 +173,22 @@ class Journal:
         return rows
 
     def close(self) -> None:
-        """Sync, note the clean end and close."""
+        """Sync, note the clean end and close. What could not be synced is not noted as clean."""
         self._closing.set()
         self._syncer.join()
-        with self._base:
-            self._set("clean", "yes")
+        # Without the note the next boot begins a new stream, which is what a full disk asks for.
+        with contextlib.suppress(sqlite3.Error):
+            if self._sync_error is None:
+                with self._base:
+                    self._set("clean", "yes")
         self._base.close()
 
     def _set(self, name: str, value: str) -> None:
         self._base.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def _check_schema(self) -> None:
+        if not self._base.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            return
         row = self._base.execute("SELECT value FROM meta WHERE name = 'schema'").fetchone()
         if row is not None and row[0] != str(SCHEMA):
             raise ResourceError(
@@ -172,6 +199,9 @@ class Journal:
     def _continue_stream(self) -> str:
         """The stream's id: a new one after an unclean boot, which may have cost rows."""
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # On disk before the first verdict: else a power cut could bring back the "clean" of the
+        # last end, and the seqs of lost rows would be given out again in the same stream.
+        self._base.execute("PRAGMA synchronous = FULL")
         with self._base:
             meta = dict(self._base.execute("SELECT name, value FROM meta"))
             lost = meta.get("boot") != boot and meta.get("clean") != "yes"
@@ -183,13 +213,22 @@ class Journal:
                 ("stream_id", stream_id),
             ):
                 self._set(name, value)
+        self._base.execute("PRAGMA synchronous = NORMAL")
         return stream_id
 
     def _sync(self) -> None:
-        """The syncing thread: the WAL to disk within SYNC_S of a commit; checkpoints aside."""
-        base = _connect(self.path)
-        wal = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        """The syncing thread."""
         try:
+            self._sync_until_closed()
+        except (OSError, sqlite3.Error) as error:
+            self._sync_error = error  # the next commit raises it
+
+    def _sync_until_closed(self) -> None:
+        """The WAL to disk within SYNC_S of a commit; checkpoints aside."""
+        base = _connect(self.path)
+        wal = -1
+        try:
+            wal = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
             while not self._closing.wait(SYNC_S / 2):
                 if not self._dirty.is_set():
                     continue
@@ -199,10 +238,16 @@ class Journal:
                     base.execute("PRAGMA wal_checkpoint(PASSIVE)")
             os.fdatasync(wal)
         finally:
-            os.close(wal)
+            if wal >= 0:
+                os.close(wal)
             base.close()
 
-    def _refused(self, error: sqlite3.Error) -> ResourceError:
+    def _refused(self, error: OSError | sqlite3.Error) -> ResourceError:
+        if isinstance(error, sqlite3.IntegrityError):
+            return ResourceError(
+                f"{self.path}: {error}; expected to be its only writer: is another line running "
+                "with the same state_dir?"
+            )
         return ResourceError(
             f"{self.path}: {error}; expected a journal that can be written: "
             "check the disk's space and rights"
@@ -212,26 +257,38 @@ class Journal:
 def read_verdicts(path: Path, *, epoch: int | None = None) -> Iterator[Verdict]:
     """All frame verdicts of a journal (of one epoch), by camera and frame id.
 
-    A journal that is being made at this moment has none.
+    A journal that is being made at this moment has none. Raises `ResourceError` for a file that
+    cannot be read, `WireError` for a row that is not ours.
     """
-    base = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    query = "SELECT body FROM verdict WHERE kind = 'frame'"
+    if epoch is not None:
+        query += f" AND epoch = {int(epoch)}"
     try:
-        if not base.execute("SELECT 1 FROM sqlite_master WHERE name = 'verdict'").fetchone():
-            return
-        query = "SELECT body FROM verdict WHERE kind = 'frame'"
-        if epoch is not None:
-            query += f" AND epoch = {int(epoch)}"
-        for (body,) in base.execute(query + " ORDER BY camera, epoch, frame_id"):
-            message = decode(body)
-            if isinstance(message, Verdict):
-                yield message
-    finally:
-        base.close()
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        ) as base:
+            if not base.execute("SELECT 1 FROM sqlite_master WHERE name = 'verdict'").fetchone():
+                return
+            for (body,) in base.execute(query + " ORDER BY camera, epoch, frame_id"):
+                message = decode(body)
+                if isinstance(message, Verdict):
+                    yield message
+    except sqlite3.Error as error:
+        raise ResourceError(
+            f"{path}: {error}; expected the journal of a line: check state_dir"
+        ) from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    """A connection of the writer's process. Raises `sqlite3.Error`."""
     base = sqlite3.connect(path, timeout=5.0)
-    base.execute("PRAGMA journal_mode = WAL")
-    base.execute("PRAGMA synchronous = NORMAL")
-    base.execute("PRAGMA wal_autocheckpoint = 0")
+    try:
+        (mode,) = base.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":  # a file system without shared memory says so in this way
+            raise sqlite3.OperationalError(f"write-ahead log refused ({mode})")
+        base.execute("PRAGMA synchronous = NORMAL")
+        base.execute("PRAGMA wal_autocheckpoint = 0")
+    except sqlite3.Error:
+        base.close()
+        raise
     return base
