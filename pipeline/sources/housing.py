@@ -1,8 +1,9 @@
 """The part on the rendered conveyor: a die-cast cover with a machined rim, drawn from heights.
 
-A height map (bosses, ribs, chamfers, holes, raised letters) is lit by one lamp from the upper left
-and a dome above; a printed plate and the marks of the milling cutter lie on it. Everything is made
-once; frames only move it and give each part its own grain.
+A height map (bosses, ribs, chamfers, holes, raised letters) is lit by a lamp from the upper left
+and as much again from a dome, as stations do to keep relief from drowning defects; a printed plate
+and the marks of the milling cutter lie on it. Everything is made once; frames only move it and
+give each part its own grain.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class _Drawing:
             self.height -= 3.5 * _ramp(hole - px(5), px(5))
             inside = _ramp(hole, 1.8)
             self.height -= 14 * inside
-            self.albedo *= 1 - 0.72 * inside
+            self.albedo *= 1 - 0.62 * inside
             face = _ramp(ring + px(6), 2) * (1 - inside)
             self.polish = np.maximum(self.polish * (1 - _ramp(ring, 2)), face)
             # The marks of the turning tool: rings, finer than the part's other details.
@@ -144,7 +145,7 @@ class _Drawing:
             through = self._circle(cx, cy, px(13))
             sink = self._circle(cx, cy, px(22))
             self.height -= 8 * _ramp(sink, px(12))
-            self.cover *= 1 - _ramp(through, 1.6)
+            self.cover *= 1 - _ramp(through, 2.4)
 
     def letters(self) -> None:
         hx, hy = self.half
@@ -155,11 +156,11 @@ class _Drawing:
         cx, cy = -0.20 * hx, -0.555 * hy
         half = (self._px(86), self._px(30))
         plate = _ramp(self._box(cx, cy, half, self._px(5)), 1.6)
-        lines = self._text("HOUSING COVER", cx, cy - self._px(13), 15, 1.5)
-        lines += self._text("AlSi10Mg  DIN 1706", cx, cy + self._px(3), 11, 1.1)
-        lines += self._text("LOT 0427-B", cx, cy + self._px(17), 11, 1.1)
+        lines = self._text("HOUSING", cx, cy - self._px(11), 18, 2.2)
+        lines += self._text("LOT 0427-B", cx, cy + self._px(13), 16, 1.8)
+        lines = _plane(cv2.GaussianBlur(lines, (0, 0), max(0.5, 0.9 * self.scale)))
         self.plate = plate
-        self.albedo = self.albedo * (1 - plate) + plate * (0.80 - 0.66 * np.clip(lines, 0, 1))
+        self.albedo = self.albedo * (1 - plate) + plate * (0.72 - 0.40 * np.clip(lines, 0, 1))
         self.height += 1.0 * plate
         self.polish *= 1 - plate
 
@@ -189,7 +190,7 @@ class _Drawing:
         return out
 
     def lit(self, color: bool) -> Housing:
-        relief = _plane(cv2.GaussianBlur(self.height, (0, 0), max(0.7, 1.1 * self.scale)))
+        relief = _plane(cv2.GaussianBlur(self.height, (0, 0), max(0.7, 1.6 * self.scale)))
         slope_x = cv2.Scharr(relief, cv2.CV_32F, 1, 0, scale=1 / 32)
         slope_y = cv2.Scharr(relief, cv2.CV_32F, 0, 1, scale=1 / 32)
         inverse = 1 / np.sqrt(slope_x**2 + slope_y**2 + 1)
@@ -198,10 +199,10 @@ class _Drawing:
         half /= np.linalg.norm(half)
         mirror = np.clip((-slope_x * half[0] - slope_y * half[1] + half[2]) * inverse, 0, 1)
         wide = cv2.GaussianBlur(relief, (0, 0), max(1.0, 11 * self.scale))
-        hidden = np.clip(1 - 0.055 * np.maximum(wide - relief, 0), 0.25, 1)
+        hidden = np.clip(1 - 0.045 * np.maximum(wide - relief, 0), 0.4, 1)
         lit = self._unshaded(relief)
-        gloss = 0.10 + 0.16 * self.polish
-        light = self.albedo * (0.34 * hidden + 0.78 * np.clip(facing, 0, 1) * lit)
+        gloss = 0.06 + 0.10 * self.polish
+        light = self.albedo * (0.56 * hidden + 0.50 * np.clip(facing, 0, 1) * lit)
         light += self.albedo * gloss * mirror**24 * lit
         light *= 1 + 0.20 * self.polish + 0.035 * self.turned
         cover8 = (self.cover * 255).astype(np.uint8)
@@ -238,5 +239,5 @@ class _Drawing:
             size = (self.shape[1], self.shape[0])
             there = _plane(cv2.warpAffine(relief, moved, size, borderMode=cv2.BORDER_REPLICATE))
             blocked = np.maximum(blocked, there - relief - np.float32(rise * run))
-        soft: Plane = 1 - 0.75 * np.clip(blocked / 2.5, 0, 1)
+        soft: Plane = 1 - 0.6 * np.clip(blocked / 3.0, 0, 1)
         return _plane(cv2.GaussianBlur(soft, (0, 0), max(0.6, self.scale)))

@@ -37,7 +37,7 @@ MAX_SHIFT_PX: Final = 6.0
 MAX_TURN_DEGREES: Final = 2.0
 MIN_CONTRAST_SIGMA: Final = 2.0
 MAX_CONTRAST_SIGMA: Final = 8.0
-MIN_VISIBILITY: Final = 20.0
+MIN_VISIBILITY: Final = 30.0
 _STAMP_GUARD_PX: Final = MARGIN_PX + 4
 """An output cell sees 16 px around its centre and is four pixels wide."""
 _SPARE_PX: Final = 192
