@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import time
 from collections.abc import Iterable, Mapping
 
 import zmq
 
-from pipeline.errors import StationBusy
+from pipeline.errors import ConfigError, StationBusy
 from pipeline.journal import Row
 from pipeline.wire import HEARTBEAT_TOPIC, Heartbeat, encode
 
@@ -22,7 +25,9 @@ class Publisher:
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, heartbeat_ms: int
     ) -> None:
-        """Raises `StationBusy` when the endpoint is taken."""
+        """Raises `StationBusy` when the endpoint is taken, `ConfigError` when it cannot be used."""
+        if endpoint.startswith("ipc://") and _answers(endpoint.removeprefix("ipc://")):
+            raise _taken(endpoint, os.strerror(errno.EADDRINUSE))
         self._socket = context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, SEND_LIMIT)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
@@ -30,9 +35,11 @@ class Publisher:
             self._socket.bind(endpoint)
         except zmq.ZMQError as error:
             self._socket.close(0)
-            raise StationBusy(
-                f"publish.endpoint {endpoint}: {error.strerror}; expected a free endpoint: "
-                "stop whoever holds it (`linewatch doctor` names it), or choose another"
+            if error.errno == errno.EADDRINUSE:
+                raise _taken(endpoint, error.strerror) from error
+            raise ConfigError(
+                f"publish.endpoint {endpoint}: {error.strerror}; expected an address of this "
+                "machine that can be bound, such as tcp://127.0.0.1:5601"
             ) from error
         self._every_ns = heartbeat_ms * 1_000_000
         self._next_ns = 0
@@ -54,3 +61,20 @@ class Publisher:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _taken(endpoint: str, why: str) -> StationBusy:
+    return StationBusy(
+        f"publish.endpoint {endpoint}: {why}; expected a free endpoint: stop whoever holds it "
+        "(`linewatch doctor` names it), or choose another"
+    )
+
+
+def _answers(path: str) -> bool:
+    """Whether somebody listens on a Unix socket: ZeroMQ would take it over without a word."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:  # nobody, or no such path: bind says what is wrong with it
+            return False
+        return True

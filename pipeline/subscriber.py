@@ -5,7 +5,9 @@
             event = stream.receive(timeout_ms=500)
 
 `receive` gives verdicts in order, a `Missed` wherever some of a topic were not received, or None
-when the time was up; `stream.silent_ms` tells how long nothing at all has come.
+when the time was up; `stream.silent_ms` tells how long nothing at all has come. A new stream (the
+journal was lost, or the machine lost its power) is followed from its first message; what it holds
+from before that is a `Missed`.
 """
 
 from __future__ import annotations
@@ -37,8 +39,18 @@ class Subscriber:
     """One subscription. Not thread-safe. Joining late is not missing: it begins where it begins."""
 
     def __init__(self, endpoint: str, topics: Sequence[str] = ("frame/", "part/")) -> None:
-        """topics: prefixes ending in a slash. Raises `ConfigError` for an unusable endpoint."""
+        """topics: prefixes ending in a slash.
+
+        Raises `ConfigError` for an unusable endpoint, or a topic without its slash.
+        """
+        for topic in topics:
+            if not topic.endswith("/"):
+                raise ConfigError(
+                    f"topic {topic!r} found, expected a list of topics that end in a slash: "
+                    "`frame/cam1` would take in `frame/cam10/`"
+                )
         self.heartbeat: Heartbeat | None = None
+        self._stream_id = ""
         self._last: dict[str, int] = {}
         self._ready: deque[Verdict | PartVerdict | Missed] = deque()
         self._heard_ns = time.monotonic_ns()
@@ -78,6 +90,10 @@ class Subscriber:
     def _take(self, body: bytes) -> None:
         message = decode(body)
         self._heard_ns = time.monotonic_ns()
+        if message.stream_id != self._stream_id:
+            # Its seqs begin anew, or go on where rows were lost: all of it counts as unheard.
+            self._stream_id = message.stream_id
+            self._last.clear()
         if isinstance(message, Heartbeat):
             # Sent on the same socket after all that it counts: whatever is not here was lost.
             for topic, seq in message.last.items():
