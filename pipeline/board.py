@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.errors import ResourceError
 
 _ROW_WORDS = 16
-_STOPPING = 0  # word of the board's own row
+_STOPPING, _MAKER = range(2)  # words of the board's own row
 _PID, _INCARNATION, _RESTARTS, _HEARTBEAT, _STATE, _BUSY_LIMIT = range(6)
 
 STARTING, READY, DONE = range(3)
@@ -32,12 +32,11 @@ class Board:
         """Raises `ResourceError` when the board is not there, or not of these stages."""
         size = (len(names) + 1) * _ROW_WORDS * 8
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+        expected = "no board yet" if create else "the board of a line that runs"
         try:
             descriptor = os.open(path, flags, 0o600)
         except OSError as error:
-            raise ResourceError(
-                f"{path}: {error.strerror}; expected the board of a line that runs"
-            ) from error
+            raise ResourceError(f"{path}: {error.strerror}; expected {expected}") from error
         try:
             if create:
                 os.posix_fallocate(descriptor, 0, size)
@@ -45,11 +44,15 @@ class Board:
                 raise ResourceError(f"{path}: {found} bytes found, expected {size}: another line?")
             self._map = mmap.mmap(descriptor, size)
         except OSError as error:
+            if create:
+                path.unlink()
             raise ResourceError(f"{path}: {error.strerror}; free some of {path.parent}") from error
         finally:
             os.close(descriptor)
         self._words = memoryview(self._map).cast("q")
         self._row = {name: (n + 1) * _ROW_WORDS for n, name in enumerate(names)}
+        if create:
+            self._words[_MAKER] = os.getpid()
 
     def close(self) -> None:
         self._words.release()
@@ -64,14 +67,23 @@ class Board:
         """Supervisor: tell every stage."""
         self._words[_STOPPING] = order
 
-    def set_process(self, name: str, pid: int, incarnation: int) -> None:
-        """Supervisor: a stage was started (again)."""
+    @property
+    def maker(self) -> int:
+        """The supervisor's process id."""
+        return self._words[_MAKER]
+
+    def set_starting(self, name: str, incarnation: int) -> None:
+        """Supervisor, before it starts a stage (again): a store after that could undo its own."""
         row = self._row[name]
         self._words[row + _STATE] = STARTING
         self._words[row + _HEARTBEAT] = time.monotonic_ns()
         self._words[row + _BUSY_LIMIT] = 0
+        self._words[row + _PID] = 0
         self._words[row + _INCARNATION] = incarnation
-        self._words[row + _PID] = pid
+
+    def set_pid(self, name: str, pid: int) -> None:
+        """Supervisor: the stage's process."""
+        self._words[self._row[name] + _PID] = pid
 
     def pid(self, name: str) -> int:
         return self._words[self._row[name] + _PID]

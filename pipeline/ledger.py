@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 
-from pipeline.errors import ResourceError
 from pipeline.journal import Journal
 from pipeline.ring import FrameRing
+from pipeline.ringfile import NotARing
 from pipeline.station import Station
 from pipeline.types import FrameRef, Reason
 from pipeline.verdicts import invalid, part_of
 
 _BATCH = 500
 
+log = logging.getLogger("supervisor")
+
 
 def settle(station: Station, journal: Journal) -> int:
     """Give `invalid/line_died` to every undecided id in the station's rings; unlink them.
 
     To be called when no stage lives. Returns how many there were. A file that is not a ring of
-    ours is removed as well: nothing can be read from it.
+    ours is removed as well: nothing can be read from it. Raises `ResourceError` when a ring cannot
+    be opened or the journal not be written; what is not accounted for yet stays for the next time.
     """
     count = 0
     if not station.shm_dir.exists():
@@ -26,14 +31,18 @@ def settle(station: Station, journal: Journal) -> int:
     for path in sorted(station.shm_dir.glob("*.ring")):
         try:
             ring = FrameRing(path)
-        except ResourceError:
+        except NotARing as error:
+            log.warning("removed: %s", error)
             path.unlink()
             continue
-        count += _settle_ring(station, journal, ring)
-        ring.close()
+        try:
+            count += _settle_ring(station, journal, ring)
+        finally:
+            ring.close()
         path.unlink()
     station.board.unlink(missing_ok=True)
-    station.shm_dir.rmdir()
+    with contextlib.suppress(OSError):  # somebody else's files in it stay, and so does it
+        station.shm_dir.rmdir()
     return count
 
 

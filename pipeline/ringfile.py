@@ -17,6 +17,11 @@ LOG_RECORDS = 4096
 LOG_WORDS = 16
 SLOT_WORDS = 32
 
+
+class NotARing(ResourceError):
+    """A file in which there is nothing of ours to be read."""
+
+
 HEAD_WORDS = 6
 """Magic, slots, height, width, channels, epoch: written by the supervisor, once."""
 
@@ -80,7 +85,8 @@ def create_ring(path: Path, shape_hwc: tuple[int, int, int], slots: int, epoch: 
 def map_ring(path: Path) -> tuple[mmap.mmap, tuple[int, int, int], int, int]:
     """Mapping, (H, W, C), slots and epoch of an existing ring.
 
-    Raises `ResourceError` when there is none, or it is not one of ours.
+    Raises `ResourceError` when there is none or no room to map it, `NotARing` when it is not one of
+    ours.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -100,7 +106,7 @@ def map_ring(path: Path) -> tuple[mmap.mmap, tuple[int, int, int], int, int]:
         shape = (height, width, channels)
         sound = slots > 0 and min(height, width) >= MIN_SIDE_PX and channels in (1, 3)
         if magic != MAGIC or not sound or size != ring_bytes(shape, slots):
-            raise ResourceError(
+            raise NotARing(
                 f"{path}: found {size} bytes that are not a ring of this version; "
                 "stop the line and remove the file"
             )

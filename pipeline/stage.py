@@ -100,15 +100,16 @@ def main(stage: str, work: Callable[[Stage], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Without its supervisor nobody would restart, drain or unlink: a stage dies with it.
-    parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent or parent == 1:
-        sys.exit(1)
     station = Station.attach(Path(sys.argv[1]))
     hold_stage(station)
     name = ".".join([stage, *sys.argv[2:]])
     start_log(station.log(name))
     runner = Stage(station, name)
+    if runner.board.maker != os.getppid():
+        # It died before it could take this stage with it; there may even be another by now.
+        runner.close()
+        sys.exit(1)
     try:
         work(runner)
     except LinewatchError as error:

@@ -160,6 +160,9 @@ class Line:
         station = self.station
         station.log(name).parent.mkdir(parents=True, exist_ok=True)
         arguments = [sys.executable, "-m", STAGES[kind], str(station.run_dir)]
+        known = self._processes.get(name)
+        incarnation = known.incarnation + 1 if known else 1
+        board.set_starting(name, incarnation)
         # What the interpreter itself has to say (a missing module, a crash) goes beside the log.
         with station.log(name).with_suffix(".err").open("ab") as stderr:
             popen = subprocess.Popen(
@@ -168,11 +171,11 @@ class Line:
                 stdout=stderr,
                 stderr=stderr,
             )
-        process = self._processes.setdefault(name, Process(name, popen, 0))
+        board.set_pid(name, popen.pid)
+        process = self._processes.setdefault(name, Process(name, popen))
         process.popen = popen
-        process.incarnation += 1
+        process.incarnation = incarnation
         process.starts.append(time.monotonic())
-        board.set_process(name, popen.pid, process.incarnation)
         log.info("%s started (pid %d, start %d)", name, popen.pid, process.incarnation)
 
     def _capture_when_ready(self, board: Board) -> None:
