@@ -8,18 +8,11 @@ that the call is cut off before some line of it, and the stage starts anew from 
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-import numpy as np
-import pytest
+from deaths import DEADLINE_MS, SHAPE, cut_off, decision_stage
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -31,86 +24,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import pipeline.decision
-import pipeline.ring
-import pipeline.worker
-from pipeline.board import Board
-from pipeline.config import LineConfig
 from pipeline.decision import Desk
-from pipeline.ring import ANSWERED, END_OF_STREAM, FAILED, Answer, FrameRing
-from pipeline.ringfile import LOG_RECORDS, create_ring
+from pipeline.ring import ANSWERED, END_OF_STREAM, FAILED, FrameRing
+from pipeline.ringfile import create_ring
 from pipeline.stage import Stage
-from pipeline.station import Station
 from pipeline.types import FrameRef, Label, Reason, Verdict
 from pipeline.worker import MAX_ATTEMPTS, Job, next_batch
 
-SHAPE = (33, 36, 1)
 MS = 1_000_000
-DEADLINE_MS = 50
-TRACED = {module.__file__ for module in (pipeline.ring, pipeline.worker, pipeline.decision)}
 
 AT_LINE = st.one_of(*[st.none()] * 6, st.integers(0, 60), st.integers(0, 200))
 """Before which line of the call its process is killed; None: it is not."""
-
-
-class Killed(BaseException):
-    """Nothing in the line catches it."""
-
-
-def cut_off(at_line: int | None, call: Callable[[], object]) -> bool:
-    """Whether the call was killed before its `at_line`-th line in the modules of the line."""
-    left = sys.maxsize if at_line is None else at_line
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename not in TRACED:
-            return None
-        if event == "line":
-            left -= 1
-            if left < 0:
-                raise Killed
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except Killed:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
-@pytest.fixture(scope="module")
-def decision_stage() -> Iterator[Stage]:
-    """What `Desk` asks a stage for: its station, the worker's note of the engine, a log."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        config = LineConfig.model_validate(
-            {
-                "station": "properties",
-                "run_dir": f"{folder}/run",
-                "state_dir": f"{folder}/state",
-                "shm_dir": folder,
-                "cameras": {
-                    "cam": {
-                        "source": {"kind": "synthetic", "width": 36, "height": 33},
-                        "deadline_ms": float(DEADLINE_MS),
-                    }
-                },
-            }
-        )
-        station = Station.of(config)
-        station.run_dir.mkdir()
-        station.shm_dir.mkdir()
-        Board(station.board, station.stages, create=True).close()
-        thresholds = {"q_a": 0.0, "q_b": 0.1, "image_threshold": 0.5, "pixel_threshold": 0.5}
-        note = {"engine_id": "copy", "bundle_sha256": "", "thresholds": thresholds}
-        station.engine.write_text(json.dumps(note))
-        stage = Stage(station, "decision")
-        stage.log.setLevel(logging.CRITICAL)
-        yield stage
-        stage.close()
 
 
 @dataclass
@@ -404,99 +328,11 @@ class Line(RuleBasedStateMachine):
         self.folder.cleanup()
 
 
-def test_any_order_and_any_death(decision_stage: Stage) -> None:
-    machine = type("Line", (Line,), {"stage": decision_stage})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(max_examples=60, stateful_step_count=60, deadline=None, derandomize=True),
-    )
-
-
-@pytest.mark.parametrize("at_line", range(60))
-def test_capture_killed_at_each_line_of_a_frame(tmp_path: Path, at_line: int) -> None:
-    """The id exists with its log record, or it does not exist at all; its slot is never lost."""
-    path = tmp_path / "cam.ring"
-    create_ring(path, SHAPE, 2, 1)
-    ring = FrameRing(path)
-    ring.release(ring.begin(t_capture_ns=1, source_index=0, slot=0))
-
-    def call() -> None:
-        ref = ring.begin(t_capture_ns=2, source_index=1, slot=0)
-        ring.frame(0)[...] = np.arange(36)[None, :, None]
-        ring.commit(ref, 3)
-
-    killed = cut_off(at_line, call)
-    reader = FrameRing(path)
-    assert reader.last_id in (1, 2)
-    if (exists := reader.last_id == 2) or not killed:
-        taken = reader.taken(2)
-        assert taken is not None
-        assert (taken.source_index, taken.ref.t_capture_ns, taken.ref.slot) == (1, 2, 0)
-        assert reader.holds(taken.ref)
-    # Decision may start before the next capture has put the slot in order.
-    assert [frame_id for frame_id, _, _ in reader.held()] == ([2] if exists else [])
-    assert reader.resume() == (2 if exists else 1)
-    waiting = list(reader.waiting())
-    assert [frame_id for frame_id, _, _ in waiting] in ([], [2])
-    if waiting:
-        margins = ((16, 16), (16, 16), (0, 0))
-        whole = np.pad(reader.frame(0), margins, mode="reflect")
-        assert np.array_equal(reader.padded(0), whole)
-    assert waiting or reader.free_slot() == (1 if exists else 0)
-    assert [frame_id for frame_id, _, _ in reader.held()] == ([2] if exists else [])
-    ring.close()
-    reader.close()
-
-
-@pytest.mark.parametrize("at_line", range(16))
-def test_worker_killed_at_each_line_of_an_answer(tmp_path: Path, at_line: int) -> None:
-    """The answer is there as a whole, or not at all."""
-    path = tmp_path / "cam.ring"
-    create_ring(path, SHAPE, 2, 1)
-    ring = FrameRing(path)
-    for turn in range(2):
-        ref = ring.begin(t_capture_ns=1, source_index=turn, slot=0)
-        ring.commit(ref, 3)
-        if turn == 0:
-            ring.finish(0, ref.generation, FAILED, engine_id="old", t_start_ns=1, t_end_ns=2)
-            ring.release(ref)
-    answer = (0, ref.generation, ANSWERED)
-
-    def call() -> None:
-        ring.finish(*answer, raw_peak=5.0, t_start_ns=8, t_end_ns=9, engine_id="new")
-
-    killed = cut_off(at_line, call)
-    reader = FrameRing(path)
-    found = reader.answer(ref)
-    if not killed or found is not None:
-        assert found == Answer(ANSWERED, 5.0, 3, 8, 9, "new")
-    if killed:
-        assert found is None
-        assert [slot for _, slot, _ in reader.waiting()] == [0]
-    assert reader.may_release(ref) == (not killed)
-    ring.close()
-    reader.close()
-
-
-def test_decision_away_for_longer_than_the_log_is(decision_stage: Stage, tmp_path: Path) -> None:
-    """The log has forgotten frames that still hold slots: the slots must come back all the same."""
-    path = tmp_path / "cam.ring"
-    create_ring(path, SHAPE, 2, 1)
-    ring = FrameRing(path)
-    for slot in range(2):
-        ring.commit(ring.begin(t_capture_ns=1, source_index=slot, slot=slot), 2)
-    for n in range(LOG_RECORDS):
-        ring.begin(t_capture_ns=1, source_index=2 + n, slot=None, fault=Reason.DROPPED)
-    config = decision_stage.station.config.cameras["cam"]
-    desk = Desk(decision_stage, FrameRing(path), config, set())
-    desk.admit(MS)
-    verdicts = {v.frame_id: v.reason for v in desk.decide(MS)}
-    assert [verdicts.pop(1), verdicts.pop(2)] == [Reason.UNKNOWN] * 2
-    assert set(verdicts.values()) == {Reason.DROPPED}
-    desk.committed(desk.decide(MS))
-    assert ring.decided_id == ring.last_id == LOG_RECORDS + 2
-    assert next_batch([ring], 4) == []  # the worker is told that nobody waits
-    desk.release()
-    assert ring.held() == []
-    ring.close()
-    desk.ring.close()
+def test_any_order_and_any_death() -> None:
+    with decision_stage() as stage:
+        run_state_machine_as_test(
+            type("Line", (Line,), {"stage": stage}),
+            settings=settings(
+                max_examples=60, stateful_step_count=60, deadline=None, derandomize=True
+            ),
+        )

@@ -415,21 +415,3 @@ def test_endpoints_that_cannot_be_bound(
         with pytest.raises(LinewatchError) as refused:
             Publisher(context, bad, 200)
         assert type(refused.value) is ConfigError
-
-
-def test_the_client_needs_pyzmq_and_msgpack_alone() -> None:
-    script = """
-        import sys
-        from pipeline.subscriber import Missed, Subscriber
-        with Subscriber("tcp://127.0.0.1:9") as stream:
-            assert stream.receive(timeout_ms=1) is None
-        print("\\n".join(sorted(name.partition(".")[0] for name in sys.modules)))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
-    )
-    loaded = set(done.stdout.split()) - set(sys.stdlib_module_names)
-    ours = {name for name in loaded if not name.startswith(("_", "__"))}
-    assert {"zmq", "msgpack", "pipeline"} <= ours
-    strangers = {"numpy", "cv2", "pydantic", "yaml", "torch", "av", "typer", "rich", "models"}
-    assert not ours & strangers
