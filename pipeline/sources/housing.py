@@ -139,7 +139,7 @@ class _Drawing:
         hx, hy = self.half
         px = self._px
         for sx, sy in ((-1, -1), (0, -1), (1, -1), (-1, 1), (0, 1), (1, 1)):
-            cx, cy = sx * (hx - px(38)), sy * (hy - px(27))
+            cx, cy = sx * (hx - px(38)), sy * (hy - px(35))
             if sx:
                 cy = sy * (hy - px(38))
             through = self._circle(cx, cy, px(13))
