@@ -299,6 +299,10 @@ class FrameRing:
         self._slot[at] = attempts + 1
         return attempts
 
+    def attempts(self, slot: int) -> int:
+        """Worker: how often a slot of `waiting` was begun with by workers that did not answer."""
+        return self._slot[slot * SLOT_WORDS + _ATTEMPTS]
+
     def wanted(self, slot: int, generation: int) -> bool:
         """Worker: whether a map is still of use (no verdict yet)."""
         return self._slot[slot * SLOT_WORDS + _DECIDED] != generation

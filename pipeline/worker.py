@@ -69,36 +69,44 @@ def work(stage: Stage) -> None:
 
 
 def next_batch(rings: Sequence[FrameRing], limit: int) -> list[Job]:
-    """The oldest open slots, cameras in turn; those that need no map are answered here."""
-    jobs: list[Job] = []
+    """The oldest open slots, cameras in turn; those that need no map are answered here.
+
+    A frame on which a worker died goes first and alone: it must not take others with it again.
+    """
     waiting = [
         [Job(ring, slot, generation) for _, slot, generation in ring.waiting()] for ring in rings
     ]
-    for turn in itertools.zip_longest(*waiting):
-        for job in turn:
-            if job is None or len(jobs) == limit:
-                continue
-            attempts = job.ring.take(job.slot, job.generation)
-            if not job.ring.wanted(job.slot, job.generation):
-                job.ring.finish(job.slot, job.generation, SKIPPED)
-            elif attempts >= MAX_ATTEMPTS:
-                job.ring.finish(job.slot, job.generation, POISONED)
-            else:
-                jobs.append(job)
+    fresh = [job for turn in itertools.zip_longest(*waiting) for job in turn if job is not None]
+    tried = [job for job in fresh if job.ring.attempts(job.slot) > 0]
+    jobs: list[Job] = []
+    for job in (*tried, *(job for job in fresh if job not in tried)):
+        if len(jobs) == (1 if tried else limit):
+            break
+        attempts = job.ring.take(job.slot, job.generation)
+        if not job.ring.wanted(job.slot, job.generation):
+            job.ring.finish(job.slot, job.generation, SKIPPED)
+        elif attempts >= MAX_ATTEMPTS:
+            job.ring.finish(job.slot, job.generation, POISONED)
+        else:
+            jobs.append(job)
     return jobs
 
 
 def infer(stage: Stage, runtime: Runtime, jobs: Sequence[Job]) -> None:
-    """Write the maps of a batch into its slots and answer."""
+    """Write the maps of a batch into its slots and answer. A frame that fails, fails alone."""
     start = time.monotonic_ns()
     try:
         peaks = runtime.infer(
             [job.ring.padded(job.slot) for job in jobs], [job.ring.map(job.slot) for job in jobs]
         )
         status = ANSWERED
-    except Exception:  # the outermost loop: these frames are `invalid/infer_failed`
+    except Exception:  # the outermost loop: this frame is `invalid/infer_failed`
         stage.log.exception("inference of %d frames failed", len(jobs))
-        peaks = [float("nan")] * len(jobs)
+        if len(jobs) > 1:
+            for job in jobs:
+                infer(stage, runtime, [job])
+            return
+        peaks = [float("nan")]
         status = FAILED
     end = time.monotonic_ns()
     for job, peak in zip(jobs, peaks, strict=True):
