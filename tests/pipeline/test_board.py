@@ -66,6 +66,7 @@ def test_a_stage_that_is_started_again_begins_anew(board: Board) -> None:
     board.set_state("worker", READY)
     board.set_busy_limit_ms("worker", 500)
     board.set_starting("worker", 2)
+    assert (board.state("worker"), board.pid("worker")) == (STARTING, 0)
     # The stage itself may be quicker than the supervisor's note of its process.
     board.set_state("worker", READY)
     board.set_pid("worker", 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -348,6 +349,15 @@ def test_bombs(name: str) -> None:
 def test_oversized() -> None:
     with pytest.raises(WireError, match="at most"):
         decode(b"\0" * (MAX_BYTES + 1))
+
+
+@pytest.mark.parametrize(
+    "make", ["x".__mul__, b"x".__mul__, [1].__mul__], ids=["text", "bytes", "list"]
+)
+def test_limits_hold_in_fields_that_nobody_reads(make: Callable[[int], Any]) -> None:
+    assert decode(changed(VERDICT, note=make(4096))) == VERDICT
+    with pytest.raises(WireError, match="exceeds"):
+        decode(changed(VERDICT, note=make(4097)))
 
 
 # Anything at all
