@@ -8,6 +8,7 @@ procedural pictures alone (`models.procedural`), so its weights are the project'
 2. A cell's features in the first photograph must resemble those of the same cell in the second
    more than those of any other cell (InfoNCE over positions: van den Oord et al. 2018), and more
    than those of its own cell in the spoiled photograph, where a defect is near the cell's centre.
+   All features shall be about equally long, whatever the contrast.
 3. Last, outputs are scaled to mean 0 and deviation 1 over procedural pictures.
 
 A teacher's file is safetensors: the network's parameters, `input_mean` and `input_std` [3] of
@@ -58,7 +59,9 @@ class TeacherSettings:
     positions: int = 96
     """Cells of each picture that are compared."""
     temperature: float = 0.1
-    learning_rate: float = 1e-3
+    evenness: float = 0.1
+    """Weight of the squared deviation of the features' mean square from 1."""
+    learning_rate: float = 2e-3
     near_cells: int = 2
     """Cells of one picture this close to each other need not differ."""
 
@@ -238,10 +241,11 @@ def contrastive_loss(
     """InfoNCE between the compared cells of the two lights; see the module's docstring."""
     rows = features.permute(0, 2, 3, 1).flatten(1, 2)  # [3 N, cells, C]: no copy, channels last
     index = batch.cells[:, :, None].expand(-1, -1, rows.shape[2])
-    one, two, wrong = (
-        functional.normalize(light.gather(1, index).flatten(0, 1).float(), dim=1)
-        for light in rows.chunk(3)
-    )
+    plain = [light.gather(1, index).flatten(0, 1).float() for light in rows.chunk(3)]
+    one, two, wrong = (functional.normalize(light, dim=1) for light in plain)
+    # The map is a plain squared difference: strong contrast must not mean large features.
+    lengths = torch.stack([(light**2).mean(dim=1) for light in plain])
+    uneven = ((lengths - 1) ** 2).mean()
     logits = one @ two.T / settings.temperature
     columns = features.shape[3]
     # Pictures far apart from each other in one plane: what is near lies in the same picture.
@@ -259,7 +263,8 @@ def contrastive_loss(
         defect = defect.masked_fill(hidden, -torch.inf)
         return functional.cross_entropy(torch.cat([others, defect[:, None]], dim=1), target)
 
-    return (against(one, logits) + against(two, logits.T)) / 2
+    compared = (against(one, logits) + against(two, logits.T)) / 2
+    return compared + settings.evenness * uneven
 
 
 def _batches(settings: TeacherSettings) -> Iterator[_Batch]:

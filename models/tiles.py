@@ -30,7 +30,7 @@ from models.errors import DataError
 from models.images import read_image
 from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE, map_hw
 
-FORMAT = 1
+FORMAT = 2
 DATA = "tiles.bin"
 INDEX = "index.json"
 Progress = Callable[[int, int], None]
@@ -110,6 +110,10 @@ class TileSet:
     offsets: NDArray[np.int64]
     image: NDArray[np.int64]
     """Which of the images each tile is from."""
+    origins: NDArray[np.int64]
+    """(tiles, 2): top and left of each tile in its frame."""
+    inspected: NDArray[np.bool_] | None = None
+    """(H, W) of the frames; None: everything."""
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -117,6 +121,31 @@ class TileSet:
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
         shape, start = self.shapes[index], int(self.offsets[index])
         return self.data[start : start + int(shape.prod())].reshape(shape)
+
+    def inspected_cells(
+        self, index: int, top: int = 0, left: int = 0, shape: tuple[int, int] | None = None
+    ) -> NDArray[np.bool_]:
+        """Which cells count of a crop at (top, left) of a tile's cut, by the pixels they centre on.
+
+        shape: rows and columns of the crop's map; None: of the whole tile's.
+        """
+        if shape is None:
+            height, width = (int(side) for side in self.shapes[index, :2])
+            shape = cells_hw(height, width)
+        if self.inspected is None:
+            return np.ones(shape, np.bool_)
+        # Cell (0, 0) of a cut is centred on the tile's first pixel: its margin is in the cut.
+        rows = int(self.origins[index, 0]) + top + STRIDE * np.arange(shape[0])
+        columns = int(self.origins[index, 1]) + left + STRIDE * np.arange(shape[1])
+        height, width = self.inspected.shape
+        # A crop may end in the margin of the frame itself, by less than a cell.
+        return self.inspected[np.ix_(np.minimum(rows, height - 1), np.minimum(columns, width - 1))]
+
+
+def cells_hw(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the map of so many padded pixels."""
+    reach = RECEPTIVE_FIELD_PX - STRIDE
+    return (height - reach) // STRIDE, (width - reach) // STRIDE
 
 
 def build_tiles(
@@ -147,18 +176,18 @@ def build_tiles(
         progress=progress,
     )
     if cache_dir is None:
-        return _in_memory(pieces)
+        return _in_memory(pieces, inspected)
     key = _key(paths, [channels, tile, stride, min_inspected], inspected)
     final = cache_dir / f"tiles-{key[:20]}"
-    found = _open(final)
+    found = _open(final, inspected)
     if found is not None:
         return found
     cache_dir.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=".tiles-", dir=cache_dir))
     try:
-        shapes, images = _write(work, pieces)
-        _check_any(len(shapes))
-        (work / INDEX).write_text(json.dumps({"shapes": shapes, "images": images}))
+        rows = _write(work, pieces)
+        _check_any(len(rows))
+        (work / INDEX).write_text(json.dumps(rows))
         shutil.rmtree(final, ignore_errors=True)  # there, but damaged: `_open` refused it
         try:
             work.rename(final)
@@ -167,10 +196,14 @@ def build_tiles(
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    opened = _open(final)
+    opened = _open(final, inspected)
     if opened is None:
         raise DataError(f"{final}: damaged while it was written: is the disk full or failing?")
     return opened
+
+
+_Piece = tuple[int, Tile, NDArray[np.uint8]]
+"""Number of the image, place in it, and the cut."""
 
 
 def _pieces(
@@ -182,7 +215,7 @@ def _pieces(
     inspected: NDArray[np.bool_] | None,
     min_inspected: float,
     progress: Progress | None,
-) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+) -> Iterator[_Piece]:
     for number, path in enumerate(paths):
         frame = read_image(path, channels)
         if inspected is not None and inspected.shape != frame.shape[:2]:
@@ -193,7 +226,7 @@ def _pieces(
         padded = pad_frame(frame)
         for place in tile_grid(frame.shape[0], frame.shape[1], tile, stride):
             if inspected is None or _share(inspected, place) >= min_inspected:
-                yield number, cut(padded, place)
+                yield number, place, cut(padded, place)
         if progress is not None:
             progress(number + 1, len(paths))
 
@@ -206,42 +239,46 @@ def _share(inspected: NDArray[np.bool_], tile: Tile) -> float:
     return float(inspected[rows, columns].mean())
 
 
-def _in_memory(pieces: Iterator[tuple[int, NDArray[np.uint8]]]) -> TileSet:
-    kept = [(number, np.ascontiguousarray(piece)) for number, piece in pieces]
+def _in_memory(pieces: Iterator[_Piece], inspected: NDArray[np.bool_] | None) -> TileSet:
+    kept = [(number, place, np.ascontiguousarray(piece)) for number, place, piece in pieces]
     _check_any(len(kept))
-    data = np.concatenate([piece.ravel() for _, piece in kept])
-    return _tile_set(data, [piece.shape for _, piece in kept], [number for number, _ in kept])
+    data = np.concatenate([piece.ravel() for _, _, piece in kept])
+    return _tile_set(data, [_row(*each) for each in kept], inspected)
 
 
-def _write(
-    folder: Path, pieces: Iterator[tuple[int, NDArray[np.uint8]]]
-) -> tuple[list[list[int]], list[int]]:
-    shapes, images = [], []
+def _write(folder: Path, pieces: Iterator[_Piece]) -> list[list[int]]:
+    rows = []
     with (folder / DATA).open("xb") as file:
-        for number, piece in pieces:
+        for number, place, piece in pieces:
             file.write(np.ascontiguousarray(piece).data)
-            shapes.append(list(piece.shape))
-            images.append(number)
+            rows.append(_row(number, place, piece))
         file.flush()
         os.fsync(file.fileno())
-    return shapes, images
+    return rows
 
 
-def _open(folder: Path) -> TileSet | None:
+def _open(folder: Path, inspected: NDArray[np.bool_] | None) -> TileSet | None:
     """The tiles of a cache, or None when it is not there or not whole."""
     try:
-        index = json.loads((folder / INDEX).read_text())
+        rows = json.loads((folder / INDEX).read_text())
         data = np.memmap(folder / DATA, np.uint8, mode="r")
-        tiles = _tile_set(data, index["shapes"], index["images"])
-    except (OSError, ValueError, KeyError, TypeError):
+        tiles = _tile_set(data, rows, inspected)
+    except (OSError, ValueError, TypeError):
         return None
     return tiles if int(tiles.shapes.prod(axis=1).sum()) == data.size else None
 
 
-def _tile_set(data: NDArray[np.uint8], shapes: Sequence[Any], images: Sequence[int]) -> TileSet:
-    table = np.array(shapes, np.int64).reshape(-1, 3)
-    ends = np.cumsum(table.prod(axis=1))
-    return TileSet(data, table, ends - table.prod(axis=1), np.array(images, np.int64))
+def _row(number: int, place: Tile, piece: NDArray[np.uint8]) -> list[int]:
+    return [number, place.top, place.left, *piece.shape]
+
+
+def _tile_set(
+    data: NDArray[np.uint8], rows: Sequence[Sequence[int]], inspected: NDArray[np.bool_] | None
+) -> TileSet:
+    table = np.array(rows, np.int64).reshape(-1, 6)
+    shapes = table[:, 3:]
+    ends = np.cumsum(shapes.prod(axis=1))
+    return TileSet(data, shapes, ends - shapes.prod(axis=1), table[:, 0], table[:, 1:3], inspected)
 
 
 def _check_any(tiles: int) -> None:

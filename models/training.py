@@ -3,7 +3,10 @@
 1. A fifth of the images is held out; it trains nothing and chooses no weights.
 2. The teacher's channel statistics over the training tiles are exact, in float64.
 3. The student learns to repeat the normalised teacher on random crops of the tiles, by the
-   hard-feature loss. Crops lie anywhere in the tiles and their real surroundings.
+   hard-feature loss. Crops lie anywhere in the tiles and their real surroundings. A share of the
+   crops is spoiled by small drawn defects first (`models.procedural.spoil`): there the student
+   must keep away from the teacher, and nothing is asked where a defect is only in the corner of
+   the eye. Real defects are neither needed nor known.
 4. The map quantiles q_a and q_b are those of the held-out tiles.
 
 One seed, one machine and one number of threads give one result.
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.compute import channels_last, compute_type, seeded
+from models.crops import GOOD, SPOILED, random_crops
 from models.efficientad import StudentTeacher, hard_feature_loss
 from models.errors import DataError
 from models.images import guess_channels
@@ -33,8 +37,8 @@ from models.variants import RECEPTIVE_FIELD_PX
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
-MAX_STATISTICS_TILES = 512
-MAX_QUANTILE_TILES = 256
+MAX_STATISTICS_TILES = 128
+MAX_QUANTILE_TILES = 64
 MAX_QUANTILE_VALUES = 1 << 22
 
 
@@ -45,14 +49,21 @@ class TrainingSettings:
     steps: int = 1500
     batch: int = 8
     """Crops in each step."""
-    crop_px: int = 160
-    learning_rate: float = 1e-3
-    """The paper's 1e-4 is for 70,000 steps; README.md beside this file has what was measured."""
+    crop_px: int = 128
+    learning_rate: float = 4e-3
+    """At its highest. The paper's 1e-4 is for 70,000 steps; README.md beside this file has more."""
+    one_cycle: bool = True
+    """Raise and lower the learning rate in one cycle; otherwise as in the paper, see decay_at."""
     weight_decay: float = 1e-5
     decay_at: float = 0.95
     """Share of the steps after which the learning rate is a tenth."""
-    hard_quantile: float = 0.999
+    hard_quantile: float = 0.99
     """The loss is the mean of this quantile's upper share of the squared differences."""
+    spoiled: float = 0.5
+    """Share of the crops with drawn defects; 0 leaves the loss as in the paper."""
+    margin: float = 0.5
+    """Raw map value between good cells and drawn defects."""
+    margin_weight: float = 1.0
     penalty: float = 0.0
     """Weight of the student's own output on pictures of nothing (the paper's equation 4)."""
     held_out: float = 0.2
@@ -155,6 +166,9 @@ def check_settings(settings: TrainingSettings) -> None:
         "weight_decay": 0 <= settings.weight_decay < math.inf,
         "decay_at": 0 < settings.decay_at <= 1,
         "hard_quantile": 0 <= settings.hard_quantile < 1,
+        "spoiled": 0 <= settings.spoiled <= 1,
+        "margin": 0 < settings.margin < math.inf,
+        "margin_weight": 0 <= settings.margin_weight < math.inf,
         "penalty": 0 <= settings.penalty < math.inf,
         "held_out": 0 < settings.held_out < 1,
         "q_a": 0 < settings.q_a < settings.q_b < 1,
@@ -192,7 +206,10 @@ def measure_teacher(model: StudentTeacher, tiles: TileSet, seed: int, report: Pr
     squares = torch.zeros_like(mean)
     chosen = _some(len(tiles), MAX_STATISTICS_TILES, seed)
     for done, index in enumerate(chosen, start=1):
-        features = model.teacher(model.normalise(_as_batch(tiles[index])))[0].flatten(1).double()
+        counted = torch.from_numpy(tiles.inspected_cells(int(index)))
+        if not bool(counted.any()):
+            continue
+        features = model.teacher(model.normalise(_as_batch(tiles[index])))[0, :, counted].double()
         cells, tile_mean = features.shape[1], features.mean(dim=1)
         gap = tile_mean - mean
         squares += ((features - tile_mean[:, None]) ** 2).sum(dim=1)
@@ -221,17 +238,25 @@ def fit_student(
     optimiser = torch.optim.Adam(
         student.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
     )
-    drop = max(1, round(settings.decay_at * settings.steps))
-    schedule = torch.optim.lr_scheduler.StepLR(optimiser, drop, gamma=0.1)
+    schedule = _schedule(optimiser, settings)
     losses: list[float] = []
-    for step, crops in enumerate(_crops(tiles, settings, rng), start=1):
+    batches = random_crops(
+        tiles,
+        rng,
+        steps=settings.steps,
+        batch=settings.batch,
+        crop_px=settings.crop_px,
+        share=settings.spoiled,
+    )
+    for step, crops in enumerate(batches, start=1):
         optimiser.zero_grad(set_to_none=True)
         with torch.autocast("cpu", half, enabled=half != torch.float32):
             # Crops of images smaller than the crop have sizes of their own.
-            squared = [model.squared_difference(model.normalise(crop)) for crop in crops]
-            loss = hard_feature_loss(
-                torch.cat([part.float().flatten() for part in squared]), settings.hard_quantile
-            )
+            squared = [model.squared_difference(model.normalise(crop.pixels)) for crop in crops]
+            # [C, cells]
+            flat = torch.cat([part.float().transpose(0, 1).flatten(1) for part in squared], dim=1)
+            cells = torch.cat([crop.cells.flatten() for crop in crops])
+            loss = student_loss(flat, cells, settings)
             if settings.penalty:
                 strange = model.normalise(_pictures(rng, settings, model.in_channels))
                 loss = loss + settings.penalty * (student(strange).float() ** 2).mean()
@@ -251,42 +276,61 @@ def fit_student(
     return losses
 
 
+def _schedule(
+    optimiser: torch.optim.Optimizer, settings: TrainingSettings
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """One cycle (Smith and Topin 2018) for short runs, or the paper's single drop to a tenth."""
+    if settings.one_cycle:
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.1
+        )
+    drop = max(1, round(settings.decay_at * settings.steps))
+    return torch.optim.lr_scheduler.StepLR(optimiser, drop, gamma=0.1)
+
+
+def student_loss(
+    squared: torch.Tensor, cells: torch.Tensor, settings: TrainingSettings
+) -> torch.Tensor:
+    """Squared differences [C, cells] of a batch and what each cell shows -> the loss.
+
+    On good cells the mean and the hardest part (the paper's equation 2) shall vanish. Where
+    defects were drawn, the map value shall lie above `margin`, and below it on good cells: a
+    logistic loss of the value's logarithm, since what counts is the ratio.
+    """
+    good = squared[:, cells == GOOD]  # may be none: all of it outside of the zones
+    spoiled = squared[:, cells == SPOILED]
+    loss = 0 * squared.sum()
+    if good.numel():
+        loss = loss + hard_feature_loss(good, settings.hard_quantile) + good.mean()
+    for part, sign in ((good, 1.0), (spoiled, -1.0)):
+        if part.numel() and settings.spoiled:
+            ratio = torch.log((part.mean(dim=0) + 1e-4) / settings.margin)
+            loss = (
+                loss
+                + settings.margin_weight * torch.nn.functional.softplus(sign * 2.0 * ratio).mean()
+            )
+    return loss
+
+
 @torch.inference_mode()
 def map_quantiles(
     model: StudentTeacher, tiles: TileSet, settings: TrainingSettings, report: Progress
 ) -> tuple[float, float]:
     """The raw map's values at `q_a` and `q_b` over held-out tiles.
 
-    At most 256 tiles and 2^22 values, drawn by the seed (`torch.quantile` refuses over 2^24).
+    At most 64 tiles and 2^22 values, drawn by the seed (`torch.quantile` refuses over 2^24).
     """
     chosen = _some(len(tiles), MAX_QUANTILE_TILES, settings.seed)
     maps = []
     for done, index in enumerate(chosen, start=1):
-        maps.append(model(_as_batch(tiles[index]))[0].numpy().ravel())
+        raw_map = model(_as_batch(tiles[index]))[0].numpy()
+        maps.append(raw_map[tiles.inspected_cells(int(index))])
         report("measure quantiles", done, len(chosen))
     values = np.concatenate(maps)
     if values.size > MAX_QUANTILE_VALUES:
         values = values[_some(values.size, MAX_QUANTILE_VALUES, settings.seed)]
     low, high = np.quantile(values, [settings.q_a, settings.q_b])
     return float(low), float(high)
-
-
-def _crops(
-    tiles: TileSet, settings: TrainingSettings, rng: np.random.Generator
-) -> Iterator[list[torch.Tensor]]:
-    """For every step uint8 [n, h, w, C] batches, one for each size that its crops have."""
-    areas = tiles.shapes[:, 0] * tiles.shapes[:, 1]
-    shares = areas / areas.sum()  # each pixel counts alike, however small its image
-    for _ in range(settings.steps):
-        by_shape: dict[tuple[int, ...], list[NDArray[np.uint8]]] = {}
-        for index in rng.choice(len(tiles), settings.batch, p=shares):
-            tile = tiles[int(index)]
-            rows, columns = (min(settings.crop_px, side) for side in tile.shape[:2])
-            top = int(rng.integers(0, tile.shape[0] - rows + 1))
-            left = int(rng.integers(0, tile.shape[1] - columns + 1))
-            crop = tile[top : top + rows, left : left + columns]
-            by_shape.setdefault(crop.shape, []).append(crop)
-        yield [torch.from_numpy(np.stack(crops)) for crops in by_shape.values()]
 
 
 def _pictures(rng: np.random.Generator, settings: TrainingSettings, channels: int) -> torch.Tensor:
