@@ -69,8 +69,13 @@ def spoiled(
         return crop, cells
     scene = crop[..., 0] if crop.shape[2] == 1 else crop
     marred, taken = spoil(rng, np.asarray(scene / np.float32(255), np.float32), defects)
-    for reach, state in ((RECEPTIVE_FIELD_PX // 2, UNSURE), (NEAR_PX, SPOILED)):
-        seen = cv2.dilate(taken, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+    touched = (taken > 0).astype(np.uint8)
+    visible = (taken == 1).astype(np.uint8)
+    for mask, reach, state in (
+        (touched, RECEPTIVE_FIELD_PX // 2, UNSURE),
+        (visible, NEAR_PX, SPOILED),
+    ):
+        seen = cv2.dilate(mask, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
         centres = seen[MARGIN_PX::STRIDE, MARGIN_PX::STRIDE][:rows, :columns]
         cells[centres > 0] = state
     return np.rint(marred * 255).astype(np.uint8).reshape(crop.shape), cells

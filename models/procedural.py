@@ -260,17 +260,18 @@ def photograph(rng: Rng, picture: Picture, *, sharp: bool = False) -> NDArray[np
 
 
 def spoil(rng: Rng, picture: Picture, count: int) -> tuple[Picture, NDArray[np.float32]]:
-    """`count` small defects on a copy of the picture, and how much of each pixel they took, 0..1.
+    """`count` small defects on a copy of the picture, and what they did to each pixel.
 
     Spots, scratches, chips of another tone, smears, dents (a bright and a dark side) and pieces
-    of the picture moved elsewhere, 3 to 24 px, from about two standard deviations of the
-    surroundings upwards.
+    of the picture moved elsewhere, 4 to 50 px, from two standard deviations of the surroundings
+    upwards, more for the smallest. The second result is 1 where the change can be seen among the
+    surroundings, 0.5 where there is one that cannot, and 0 elsewhere.
     """
     picture = picture.copy()
     height, width = picture.shape[:2]
     taken = np.zeros((height, width), np.float32)
     for _ in range(count):
-        radius = float(np.exp(rng.uniform(np.log(1.5), np.log(12))))
+        radius = float(np.exp(rng.uniform(np.log(2), np.log(16))))
         reach = int(2 * radius) + 4
         side = 2 * reach + 1
         if side >= min(height, width):
@@ -281,30 +282,32 @@ def spoil(rng: Rng, picture: Picture, count: int) -> tuple[Picture, NDArray[np.f
         mask = _shape(rng, side, radius)
         alpha = mask if picture.ndim == 2 else mask[..., None]
         deviation = max(0.01, float(window.std(axis=(0, 1)).mean()))
-        strength = max(float(rng.uniform(1.5, 8)) * deviation, 0.03) * rng.choice([-1, 1])
-        how = rng.integers(0, 5)
-        if how <= 1:
-            window += np.float32(strength) * alpha
-        elif how == 2:  # a flat tone
-            tone = window.mean(axis=(0, 1)) + np.float32(strength)
-            window += alpha * (tone.astype(np.float32) - window)
-        elif how == 3:  # a dent: one flank bright, the other dark
+        contrast = float(np.exp(rng.uniform(np.log(2), np.log(8)))) * max(1, 3 / radius)
+        strength = np.float32(max(contrast * deviation, 0.03) * rng.choice([-1, 1]))
+        how = rng.integers(0, 6)
+        if how <= 2:
+            window += strength * alpha
+        elif how == 3:  # a flat tone
+            tone = (window.mean(axis=(0, 1)) + strength).astype(np.float32)
+            window += alpha * (tone - window)
+        elif how == 4:  # a dent: one flank bright, the other dark
             turn = rng.uniform(0, 2 * np.pi)
             y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1] / radius
             flank = (np.cos(turn) * x + np.sin(turn) * y).astype(np.float32)
-            window += (
-                np.float32(strength) * alpha * (flank if picture.ndim == 2 else flank[..., None])
-            )
+            window += strength * alpha * (flank if picture.ndim == 2 else flank[..., None])
         else:  # a piece from elsewhere in the picture, turned
             sy, sx = int(rng.integers(0, height - side)), int(rng.integers(0, width - side))
             piece = np.rot90(picture[sy : sy + side, sx : sx + side], int(rng.integers(0, 4)))
             window += alpha * (piece - window)
         np.clip(window, 0, 1, out=window)
-        changed = np.abs(window - before)
-        changed = changed if changed.ndim == 2 else changed.mean(axis=2)
+        change = window - before
+        # Grain changed for other grain is no defect: what is seen is what a little blur leaves.
+        seen = np.abs(_blur(change, 1.5))
+        if change.ndim == 3:
+            change, seen = np.abs(change).max(axis=2), seen.max(axis=2)
         region = taken[top : top + side, left : left + side]
-        # What changed too little to be seen is no defect.
-        np.maximum(region, (changed > max(0.02, 0.7 * deviation)).astype(np.float32), out=region)
+        np.maximum(region, np.float32(0.5) * (change != 0), out=region)
+        np.maximum(region, (seen > max(0.015, deviation)).astype(np.float32), out=region)
     return picture, taken
 
 

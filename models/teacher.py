@@ -303,8 +303,8 @@ def _draw_batch(settings: TeacherSettings, step: int) -> _Batch:
 
 
 def _near_defect(taken: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Cells (rows, columns) with a defect within 6 px of their centres."""
-    reached = cv2.dilate(taken, np.ones((13, 13), np.uint8))
+    """Cells (rows, columns) with a visible defect within 6 px of their centres."""
+    reached = cv2.dilate((taken == 1).astype(np.uint8), np.ones((13, 13), np.uint8))
     last = taken.shape[0] - RECEPTIVE_FIELD_PX + MARGIN_PX + 1
     near: NDArray[np.bool_] = reached[MARGIN_PX:last:STRIDE, MARGIN_PX:last:STRIDE] > 0
     return near

@@ -85,9 +85,10 @@ def write_video(path: Path, pictures: Iterable[Image], fps: float) -> None:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "23", "preset": "veryfast"}
-        for picture in pictures:
+        for number, picture in enumerate(pictures):
             even = picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
-            stream.height, stream.width = even.shape[:2]
+            if number == 0:  # a codec that is open keeps its size
+                stream.height, stream.width = even.shape[:2]
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
