@@ -37,6 +37,7 @@ from models.variants import RECEPTIVE_FIELD_PX
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
+MAX_GRADIENT = 1.0
 MAX_STATISTICS_TILES = 128
 MAX_QUANTILE_TILES = 64
 MAX_QUANTILE_VALUES = 1 << 22
@@ -50,7 +51,7 @@ class TrainingSettings:
     batch: int = 8
     """Crops in each step."""
     crop_px: int = 128
-    learning_rate: float = 4e-3
+    learning_rate: float = 2e-3
     """At its highest. The paper's 1e-4 is for 70,000 steps; README.md beside this file has more."""
     one_cycle: bool = True
     """Raise and lower the learning rate in one cycle; otherwise as in the paper, see decay_at."""
@@ -268,6 +269,8 @@ def fit_student(
                 f"{losses[-1] if losses else value:g})"
             )
         torch.autograd.backward(loss)
+        # At such learning rates one hard batch would otherwise end in dead ReLUs.
+        torch.nn.utils.clip_grad_norm_(student.parameters(), MAX_GRADIENT)
         optimiser.step()
         schedule.step()
         losses.append(value)
