@@ -74,13 +74,15 @@ def test_defects_are_where_they_are_said_to_be() -> None:
         spoiled, taken = spoil(np.random.default_rng(seed), picture, 6)
         assert (picture == before).all()
         assert taken.shape == (128, 128)
-        assert set(np.unique(taken)) <= {0.0, 1.0}
+        assert set(np.unique(taken)) <= {0.0, 0.5, 1.0}
         change = np.abs(spoiled - picture).mean(axis=2)
         assert spoiled.min() >= 0
         assert spoiled.max() <= 1
-        assert (change[taken > 0] > 0).mean() > 0.9  # a later defect may hide an earlier one
-        assert taken.mean() < 0.2
-        found += int(taken.any())
+        assert (
+            change[taken == 1] > 0
+        ).mean() > 0.7  # what is seen is a little wider than the change
+        assert (taken == 1).mean() < 0.25
+        found += int((taken == 1).any())
     assert found >= 25
 
 
