@@ -20,6 +20,7 @@ import numpy as np
 from calibrate.scores import Frame, GoodMap, Progress, Scorer, raw_maps
 from calibrate.thresholds import LOWEST, Choice, Promise, choose_threshold
 from models.bundle import Bundle, Calibration, EngineThresholds, recalibrated
+from models.errors import ParityError
 from models.runtimes import choose, engine_of, open_runtime
 from pipeline.config import Recipe
 from pipeline.errors import DataError
@@ -48,7 +49,7 @@ def calibrate(
     """Write a calibrated bundle into `out_dir` and return its directory.
 
     good: images of good parts, independent of each other and not trained on.
-    runtimes: `auto` (the fastest here), `openvino`, or with precision: `openvino/bf16`.
+    runtimes: `auto` (the fastest here that gives the reference maps), `openvino`, or with precision: `openvino/bf16`.
     recipe: of the camera that will use it; its zones and minimum area count. Its own thresholds
         do not: they would hide what is to be found.
     note: called with each sentence that a person should read.
@@ -61,11 +62,21 @@ def calibrate(
     )
     chosen = [choose(bundle, *_split(name), calibrating=True) for name in runtimes]
     chosen = list(dict.fromkeys(chosen))
+    say = note or _say_nothing
     engines = dict(bundle.calibration.engines)
     for number, (name, precision) in enumerate(chosen):
-        runtime = open_runtime(
-            bundle, name, precision, threads=threads, cache_dir=cache_dir, calibrating=True
-        )
+        fallback = "f32" if "auto" in runtimes and precision != "f32" else None
+        try:
+            runtime = open_runtime(
+                bundle, name, precision, threads=threads, cache_dir=cache_dir, calibrating=True
+            )
+        except ParityError as error:
+            if fallback is None:
+                raise
+            say(f"{name}/{precision} is refused, {name}/{fallback} is taken instead: {error}")
+            runtime = open_runtime(
+                bundle, name, fallback, threads=threads, cache_dir=cache_dir, calibrating=True
+            )
         try:
             maps = raw_maps(
                 runtime, good, bundle.in_channels, _shifted(progress, number, len(chosen))
@@ -77,9 +88,12 @@ def calibrate(
             maps, bundle.calibration, recipe, promise or Promise()
         )
         for sentence in notes:
-            if note is not None:
-                note(f"{engine}: {sentence}")
+            say(f"{engine}: {sentence}")
     return recalibrated(bundle, out_dir, dataclasses.replace(bundle.calibration, engines=engines))
+
+
+def _say_nothing(sentence: str) -> None:
+    """Where nobody reads notes."""
 
 
 def choose_thresholds(

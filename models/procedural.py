@@ -263,7 +263,7 @@ def spoil(rng: Rng, picture: Picture, count: int) -> tuple[Picture, NDArray[np.f
     """`count` small defects on a copy of the picture, and what they did to each pixel.
 
     Spots, scratches, chips of another tone, smears, dents (a bright and a dark side) and pieces
-    of the picture moved elsewhere, 4 to 50 px, from two standard deviations of the surroundings
+    of the picture moved elsewhere, 4 to 80 px, from two standard deviations of the surroundings
     upwards, more for the smallest. The second result is 1 where the change can be seen among the
     surroundings, 0.5 where there is one that cannot, and 0 elsewhere.
     """
@@ -271,8 +271,8 @@ def spoil(rng: Rng, picture: Picture, count: int) -> tuple[Picture, NDArray[np.f
     height, width = picture.shape[:2]
     taken = np.zeros((height, width), np.float32)
     for _ in range(count):
-        radius = float(np.exp(rng.uniform(np.log(2), np.log(16))))
-        reach = int(2 * radius) + 4
+        radius = float(np.exp(rng.uniform(np.log(2), np.log(28))))
+        reach = int(1.6 * radius) + 4
         side = 2 * reach + 1
         if side >= min(height, width):
             continue
@@ -280,6 +280,9 @@ def spoil(rng: Rng, picture: Picture, count: int) -> tuple[Picture, NDArray[np.f
         window = picture[top : top + side, left : left + side]
         before = window.copy()
         mask = _shape(rng, side, radius)
+        if rng.random() < 0.4:  # mottled
+            blotches = _blur(rng.standard_normal((side, side), np.float32), 2.0)
+            mask *= np.clip(1 + np.float32(3) * blotches, 0.2, 1.8)
         alpha = mask if picture.ndim == 2 else mask[..., None]
         deviation = max(0.01, float(window.std(axis=(0, 1)).mean()))
         contrast = float(np.exp(rng.uniform(np.log(2), np.log(8)))) * max(1, 3 / radius)
@@ -303,11 +306,12 @@ def spoil(rng: Rng, picture: Picture, count: int) -> tuple[Picture, NDArray[np.f
         change = window - before
         # Grain changed for other grain is no defect: what is seen is what a little blur leaves.
         seen = np.abs(_blur(change, 1.5))
+        least = deviation * (1.2 if how == 5 else 0.4)
         if change.ndim == 3:
             change, seen = np.abs(change).max(axis=2), seen.max(axis=2)
         region = taken[top : top + side, left : left + side]
         np.maximum(region, np.float32(0.5) * (change != 0), out=region)
-        np.maximum(region, (seen > max(0.015, deviation)).astype(np.float32), out=region)
+        np.maximum(region, (seen > max(0.015, least)).astype(np.float32), out=region)
     return picture, taken
 
 
@@ -322,7 +326,7 @@ def _shape(rng: Rng, side: int, radius: float) -> NDArray[np.float32]:
         cv2.ellipse(mask, (middle, middle), axes, angle, 0, 360, 1.0, -1)
     elif kind == 1:  # a scratch, longer than wide
         turn = np.deg2rad(angle)
-        reach = min(1.8 * radius + 2, middle - 1)
+        reach = min(1.5 * radius + 4, middle - 1)
         t = np.linspace(-1, 1, 6) * reach
         bow = rng.normal(scale=0.2) * reach * (1 - (t / reach) ** 2)
         points = np.stack(
@@ -341,7 +345,7 @@ def _shape(rng: Rng, side: int, radius: float) -> NDArray[np.float32]:
         cv2.fillPoly(mask, [np.rint(points).astype(np.int32)], 1.0)
     else:  # a soft smear
         y, x = np.mgrid[-middle : middle + 1, -middle : middle + 1].astype(np.float32)
-        mask = np.exp(-(x**2 + y**2) / np.float32(radius**2))
+        mask = np.exp(-(x**2 + y**2) / np.float32(0.4 * radius**2))
     sigma = float(rng.uniform(0, 1.2))
     return _blur(mask, sigma) if sigma > 0.3 else mask
 
