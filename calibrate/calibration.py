@@ -49,7 +49,8 @@ def calibrate(
     """Write a calibrated bundle into `out_dir` and return its directory.
 
     good: images of good parts, independent of each other and not trained on.
-    runtimes: `auto` (the fastest here that gives the reference maps), `openvino`, or with precision: `openvino/bf16`.
+    runtimes: `auto` (the fastest here that gives the reference maps), `openvino`, or with a
+        precision, `openvino/bf16`.
     recipe: of the camera that will use it; its zones and minimum area count. Its own thresholds
         do not: they would hide what is to be found.
     note: called with each sentence that a person should read.

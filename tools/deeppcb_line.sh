@@ -17,7 +17,7 @@ fi
 rm -rf "$out"
 mkdir -p "$out"
 
-trained=$($linewatch train "$data/train/good" --out "$out/bundles" --steps 5000 --json | $python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])')
+trained=$($linewatch train "$data/train/good" --out "$out/bundles" --json | $python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])')
 echo "trained: $trained"
 $linewatch calibrate "$trained" --good "$data/val/good" --json >"$out/calibration.json"
 bundle=$($python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])' <"$out/calibration.json")
