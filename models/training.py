@@ -200,7 +200,7 @@ def measure_teacher(model: StudentTeacher, tiles: TileSet, seed: int, report: Pr
     """Set `feature_mean` and `feature_std` to those of the teacher over the training tiles.
 
     Each tile's mean and squared deviations from it, in float64, merged exactly (Chan, Golub and
-    LeVeque 1979). At most 512 tiles, drawn by the seed: 2 million cells of 256 px tiles.
+    LeVeque 1979). At most 128 tiles, drawn by the seed: half a million cells of 256 px tiles.
     """
     count = 0
     mean = torch.zeros(model.feature_mean.shape, dtype=torch.float64)

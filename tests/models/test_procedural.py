@@ -81,7 +81,7 @@ def test_defects_are_where_they_are_said_to_be() -> None:
         assert (
             change[taken == 1] > 0
         ).mean() > 0.7  # what is seen is a little wider than the change
-        assert (taken == 1).mean() < 0.25
+        assert (taken == 1).mean() < 0.5  # six of up to 80 px on 128
         found += int((taken == 1).any())
     assert found >= 25
 
