@@ -12,7 +12,8 @@ def compute_type() -> torch.dtype:
     """bfloat16 where the CPU multiplies it natively, else float32.
 
     Measured on an EPYC with AVX-512 BF16, two cores: a training step of pdn_tiny is 1.7 times as
-    fast; what it does to accuracy was not measured. Without such instructions bfloat16 is emulated, and slow.
+    fast; what it does to accuracy was not measured. Without such instructions bfloat16 is emulated,
+    and slow.
     """
     about = torch.cpu.get_capabilities()
     native = about.get("avx512_bf16") or about.get("amx_bf16") or about.get("arm_bf16")
