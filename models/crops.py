@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -10,15 +10,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.procedural import spoil
+from models.defects import spoil
 from models.tiles import TileSet, cells_hw
 from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE
 
-GOOD, UNSURE, SPOILED = 0, 1, 2
-"""States of a cell: repeat the teacher; nothing is asked; keep away from the teacher."""
+GOOD, UNSURE = 0, -1
+"""States of a cell: repeat the teacher; nothing is asked. k > 0: drawn defect k can be seen."""
 DEFECTS_PER_PX = 3 / 128**2
+SPECKS = 3
+"""Too small to matter, in every crop with defects."""
 NEAR_PX = 4
 """A drawn defect this close to a cell's centre is the cell's own."""
+REMEMBERED = 128
+"""Places with the highest good map values so far."""
+REVISIT_PX = 8
+"""A place is seen again shifted by up to so much."""
+_NUMBERS = 1000
+"""More than defects in a crop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,54 +36,126 @@ class Crops:
     pixels: torch.Tensor
     """uint8 [n, h, w, C]"""
     cells: torch.Tensor
-    """uint8 [n, rows, columns]: GOOD, UNSURE or SPOILED."""
+    """int64 [n, rows, columns]: GOOD, UNSURE or the number of a defect, unlike all others'."""
+    numbers: list[int]
+    """Which of the batch's crops these are."""
 
 
-def random_crops(
-    tiles: TileSet, rng: np.random.Generator, *, steps: int, batch: int, crop_px: int, share: float
-) -> Iterator[list[Crops]]:
-    """For every step its crops, grouped by size; `share` of them with drawn defects.
+@dataclass(frozen=True, slots=True)
+class _Place:
+    tile: int
+    top: int
+    left: int
+
+
+class CropSource:
+    """Draws batches of crops, and comes back to places that are hard to learn.
 
     Crops lie anywhere, in the tiles' real surroundings too; each pixel counts alike, however small
-    its image. Crops of tiles smaller than `crop_px` have the tile's size.
+    its image. Crops of tiles smaller than `crop_px` have the tile's size. Rare but good structure
+    (a label's corner, a print) would be met too seldom at random, and then decide the threshold:
+    `revisited` of the crops are drawn from the places where `report` was given the highest values.
     """
-    areas = tiles.shapes[:, 0] * tiles.shapes[:, 1]
-    shares = areas / areas.sum()
-    for _ in range(steps):
-        by_shape: dict[tuple[int, ...], list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]] = {}
-        for index in rng.choice(len(tiles), batch, p=shares):
-            tile = tiles[int(index)]
-            rows, columns = (min(crop_px, side) for side in tile.shape[:2])
-            top = int(rng.integers(0, tile.shape[0] - rows + 1))
-            left = int(rng.integers(0, tile.shape[1] - columns + 1))
-            crop = tile[top : top + rows, left : left + columns]
-            defects = DEFECTS_PER_PX * rows * columns * (rng.random() < share)
-            pixels, cells = spoiled(crop, rng, max(1, round(defects)) if defects else 0)
-            cells[~tiles.inspected_cells(int(index), top, left, cells.shape)] = UNSURE
-            by_shape.setdefault(crop.shape, []).append((pixels, cells))
-        yield [
-            Crops(*(torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True)))
-            for pairs in by_shape.values()
+
+    def __init__(
+        self,
+        tiles: TileSet,
+        rng: np.random.Generator,
+        *,
+        batch: int,
+        crop_px: int,
+        spoiled: float,
+        revisited: float,
+    ) -> None:
+        self._tiles, self._rng = tiles, rng
+        self._batch, self._crop_px = batch, crop_px
+        self._spoiled, self._revisited = spoiled, revisited
+        areas = tiles.shapes[:, 0] * tiles.shapes[:, 1]
+        self._shares = areas / areas.sum()
+        self._hardest: dict[_Place, float] = {}
+        self._drawn: list[tuple[_Place, bool]] = []
+
+    def draw(self) -> list[Crops]:
+        """The next batch, grouped by size."""
+        self._drawn = []
+        groups: dict[tuple[int, ...], list[tuple[NDArray[np.uint8], NDArray[np.int64], int]]] = {}
+        for number in range(self._batch):
+            place, at = self._choose()
+            tile = self._tiles[place.tile]
+            rows, columns = (min(self._crop_px, side) for side in tile.shape[:2])
+            crop = tile[at.top : at.top + rows, at.left : at.left + columns]
+            marred = self._rng.random() < self._spoiled
+            wanted = max(1, round(DEFECTS_PER_PX * rows * columns)) if marred else 0
+            pixels, cells = spoiled_crop(crop, self._rng, wanted)
+            cells[cells > 0] += _NUMBERS * number
+            inspected = self._tiles.inspected_cells(place.tile, at.top, at.left, cells.shape)
+            cells[~inspected] = UNSURE
+            groups.setdefault(crop.shape, []).append((pixels, cells, number))
+            self._drawn.append((place, marred))
+        return [
+            Crops(
+                torch.from_numpy(np.stack([pixels for pixels, _, _ in group])),
+                torch.from_numpy(np.stack([cells for _, cells, _ in group])),
+                [number for _, _, number in group],
+            )
+            for group in groups.values()
         ]
 
+    def report(self, highest: Sequence[float]) -> None:
+        """The highest map value on good cells of each crop of the last batch, in its order."""
+        for (place, marred), value in zip(self._drawn, highest, strict=True):
+            # Drawn defects may have covered what was hard there.
+            before = self._hardest.get(place, 0.0) if marred else 0.0
+            self._hardest[place] = max(value, before)
+        ranked = sorted(self._hardest.items(), key=lambda item: -item[1])
+        self._hardest = dict(ranked[:REMEMBERED])
 
-def spoiled(
-    crop: NDArray[np.uint8], rng: np.random.Generator, defects: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The crop with drawn defects, and which cells see them: GOOD, UNSURE or SPOILED."""
+    def _choose(self) -> tuple[_Place, _Place]:
+        """A place, and where exactly to look this time."""
+        if self._hardest and self._rng.random() < self._revisited:
+            values = np.array(list(self._hardest.values())) + 1e-9
+            place = list(self._hardest)[self._rng.choice(len(values), p=values / values.sum())]
+            shift = self._rng.integers(-REVISIT_PX, REVISIT_PX + 1, 2)
+        else:
+            index = int(self._rng.choice(len(self._tiles), p=self._shares))
+            rooms = self._rooms(index)
+            place = _Place(index, *(int(self._rng.integers(0, room + 1)) for room in rooms))
+            shift = np.zeros(2, np.int64)
+        top, left = (
+            min(max(at + int(by), 0), room)
+            for at, by, room in zip(
+                (place.top, place.left), shift, self._rooms(place.tile), strict=True
+            )
+        )
+        return place, _Place(place.tile, top, left)
+
+    def _rooms(self, tile: int) -> tuple[int, int]:
+        """How far down and right a crop of the tile may begin."""
+        height, width = (max(0, int(side) - self._crop_px) for side in self._tiles.shapes[tile, :2])
+        return height, width
+
+
+def spoiled_crop(
+    crop: NDArray[np.uint8], rng: np.random.Generator, defects: int, specks: int = SPECKS
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The crop with drawn defects, and each cell's state."""
     rows, columns = cells_hw(crop.shape[0], crop.shape[1])
-    cells: NDArray[np.uint8] = np.full((rows, columns), GOOD, np.uint8)
+    cells: NDArray[np.int64] = np.full((rows, columns), GOOD, np.int64)
     if not defects:
         return crop, cells
     scene = crop[..., 0] if crop.shape[2] == 1 else crop
-    marred, taken = spoil(rng, np.asarray(scene / np.float32(255), np.float32), defects)
-    touched = (taken > 0).astype(np.uint8)
-    visible = (taken == 1).astype(np.uint8)
-    for mask, reach, state in (
-        (touched, RECEPTIVE_FIELD_PX // 2, UNSURE),
-        (visible, NEAR_PX, SPOILED),
-    ):
-        seen = cv2.dilate(mask, np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
-        centres = seen[MARGIN_PX::STRIDE, MARGIN_PX::STRIDE][:rows, :columns]
-        cells[centres > 0] = state
+    marred, where = spoil(
+        rng, np.asarray(scene / np.float32(255), np.float32), defects, specks=specks
+    )
+    cells[_centres(where != 0, RECEPTIVE_FIELD_PX // 2, rows, columns) > 0] = UNSURE
+    own = _centres(np.maximum(where, 0), NEAR_PX, rows, columns)
+    cells[own > 0] = own[own > 0]
     return np.rint(marred * 255).astype(np.uint8).reshape(crop.shape), cells
+
+
+def _centres(
+    pixels: NDArray[np.int16] | NDArray[np.bool_], reach: int, rows: int, columns: int
+) -> NDArray[np.uint16]:
+    """The highest value within `reach` pixels of each cell's centre."""
+    seen = cv2.dilate(pixels.astype(np.uint16), np.ones((2 * reach + 1, 2 * reach + 1), np.uint8))
+    return np.asarray(seen, np.uint16)[MARGIN_PX::STRIDE, MARGIN_PX::STRIDE][:rows, :columns]

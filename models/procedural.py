@@ -4,7 +4,8 @@
 follow a power law, which gives the statistics of natural images: Lee, Mumford, Huang 2001), noise
 with a 1/f spectrum, gratings, lines and scratches, binary patterns of tracks and pads, lettering,
 gradients and edges. `photograph` then takes such a picture as a camera would under one light;
-`spoil` puts small defects into it. Everything is numpy and OpenCV, and no picture is downloaded.
+`models.defects.spoil` puts small defects into it. Everything is numpy and OpenCV, and no picture is
+downloaded.
 """
 
 from __future__ import annotations
@@ -257,97 +258,6 @@ def photograph(rng: Rng, picture: Picture, *, sharp: bool = False) -> NDArray[np
     grain = rng.standard_normal(shot.shape if rng.random() < 0.5 else size, np.float32)
     shot = shot + level * (grain if grain.ndim == shot.ndim else grain[..., None])
     return np.rint(np.clip(shot, 0, 1) * 255).astype(np.uint8)
-
-
-def spoil(rng: Rng, picture: Picture, count: int) -> tuple[Picture, NDArray[np.float32]]:
-    """`count` small defects on a copy of the picture, and what they did to each pixel.
-
-    Spots, scratches, chips of another tone, smears, dents (a bright and a dark side) and pieces
-    of the picture moved elsewhere, 4 to 80 px, from two standard deviations of the surroundings
-    upwards, more for the smallest. The second result is 1 where the change can be seen among the
-    surroundings, 0.5 where there is one that cannot, and 0 elsewhere.
-    """
-    picture = picture.copy()
-    height, width = picture.shape[:2]
-    taken = np.zeros((height, width), np.float32)
-    for _ in range(count):
-        radius = float(np.exp(rng.uniform(np.log(2), np.log(28))))
-        reach = int(1.6 * radius) + 4
-        side = 2 * reach + 1
-        if side >= min(height, width):
-            continue
-        top, left = int(rng.integers(0, height - side)), int(rng.integers(0, width - side))
-        window = picture[top : top + side, left : left + side]
-        before = window.copy()
-        mask = _shape(rng, side, radius)
-        if rng.random() < 0.4:  # mottled
-            blotches = _blur(rng.standard_normal((side, side), np.float32), 2.0)
-            mask *= np.clip(1 + np.float32(3) * blotches, 0.2, 1.8)
-        alpha = mask if picture.ndim == 2 else mask[..., None]
-        deviation = max(0.01, float(window.std(axis=(0, 1)).mean()))
-        contrast = float(np.exp(rng.uniform(np.log(2), np.log(8)))) * max(1, 3 / radius)
-        strength = np.float32(max(contrast * deviation, 0.03) * rng.choice([-1, 1]))
-        how = rng.integers(0, 6)
-        if how <= 2:
-            window += strength * alpha
-        elif how == 3:  # a flat tone
-            tone = (window.mean(axis=(0, 1)) + strength).astype(np.float32)
-            window += alpha * (tone - window)
-        elif how == 4:  # a dent: one flank bright, the other dark
-            turn = rng.uniform(0, 2 * np.pi)
-            y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1] / radius
-            flank = (np.cos(turn) * x + np.sin(turn) * y).astype(np.float32)
-            window += strength * alpha * (flank if picture.ndim == 2 else flank[..., None])
-        else:  # a piece from elsewhere in the picture, turned
-            sy, sx = int(rng.integers(0, height - side)), int(rng.integers(0, width - side))
-            piece = np.rot90(picture[sy : sy + side, sx : sx + side], int(rng.integers(0, 4)))
-            window += alpha * (piece - window)
-        np.clip(window, 0, 1, out=window)
-        change = window - before
-        # Grain changed for other grain is no defect: what is seen is what a little blur leaves.
-        seen = np.abs(_blur(change, 1.5))
-        least = deviation * (1.2 if how == 5 else 0.4)
-        if change.ndim == 3:
-            change, seen = np.abs(change).max(axis=2), seen.max(axis=2)
-        region = taken[top : top + side, left : left + side]
-        np.maximum(region, np.float32(0.5) * (change != 0), out=region)
-        np.maximum(region, (seen > max(0.015, least)).astype(np.float32), out=region)
-    return picture, taken
-
-
-def _shape(rng: Rng, side: int, radius: float) -> NDArray[np.float32]:
-    """The soft-edged outline of one defect in the middle of a square, 0..1."""
-    mask = np.zeros((side, side), np.float32)
-    middle = side // 2
-    kind = rng.integers(0, 4)
-    angle = float(rng.uniform(0, 360))
-    if kind == 0:
-        axes = (max(1, round(radius)), max(1, round(radius * rng.uniform(0.4, 1))))
-        cv2.ellipse(mask, (middle, middle), axes, angle, 0, 360, 1.0, -1)
-    elif kind == 1:  # a scratch, longer than wide
-        turn = np.deg2rad(angle)
-        reach = min(1.5 * radius + 4, middle - 1)
-        t = np.linspace(-1, 1, 6) * reach
-        bow = rng.normal(scale=0.2) * reach * (1 - (t / reach) ** 2)
-        points = np.stack(
-            [
-                middle + t * np.cos(turn) - bow * np.sin(turn),
-                middle + t * np.sin(turn) + bow * np.cos(turn),
-            ],
-            axis=1,
-        )
-        line = np.rint(points).astype(np.int32)
-        cv2.polylines(mask, [line], False, 1.0, int(rng.integers(1, 4)))
-    elif kind == 2:  # a chip with corners
-        turn = np.sort(rng.uniform(0, 2 * np.pi, 6))
-        r = radius * rng.uniform(0.5, 1.3, 6)
-        points = np.stack([middle + r * np.cos(turn), middle + r * np.sin(turn)], axis=1)
-        cv2.fillPoly(mask, [np.rint(points).astype(np.int32)], 1.0)
-    else:  # a soft smear
-        y, x = np.mgrid[-middle : middle + 1, -middle : middle + 1].astype(np.float32)
-        mask = np.exp(-(x**2 + y**2) / np.float32(0.4 * radius**2))
-    sigma = float(rng.uniform(0, 1.2))
-    return _blur(mask, sigma) if sigma > 0.3 else mask
 
 
 def _palette(rng: Rng, count: int) -> Picture:

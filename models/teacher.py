@@ -37,9 +37,10 @@ from torch import nn
 from torch.nn import functional
 
 from models.compute import channels_last, compute_type, seeded
+from models.defects import spoil
 from models.errors import DataError
 from models.pdn import PDN
-from models.procedural import draw, photograph, spoil
+from models.procedural import draw, photograph
 from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE, VARIANTS
 
 LICENCE = "part of linewatch, under its licence; trained on pictures that linewatch drew itself"
@@ -302,9 +303,9 @@ def _draw_batch(settings: TeacherSettings, step: int) -> _Batch:
     )
 
 
-def _near_defect(taken: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _near_defect(taken: NDArray[np.int16]) -> NDArray[np.bool_]:
     """Cells (rows, columns) with a visible defect within 6 px of their centres."""
-    reached = cv2.dilate((taken == 1).astype(np.uint8), np.ones((13, 13), np.uint8))
+    reached = cv2.dilate((taken > 0).astype(np.uint8), np.ones((13, 13), np.uint8))
     last = taken.shape[0] - RECEPTIVE_FIELD_PX + MARGIN_PX + 1
     near: NDArray[np.bool_] = reached[MARGIN_PX:last:STRIDE, MARGIN_PX:last:STRIDE] > 0
     return near

@@ -2,11 +2,8 @@
 
 1. A fifth of the images is held out; it trains nothing and chooses no weights.
 2. The teacher's channel statistics over the training tiles are exact, in float64.
-3. The student learns to repeat the normalised teacher on random crops of the tiles, by the
-   hard-feature loss. Crops lie anywhere in the tiles and their real surroundings. A share of the
-   crops is spoiled by small drawn defects first (`models.procedural.spoil`): there the student
-   must keep away from the teacher, and nothing is asked where a defect is only in the corner of
-   the eye. Real defects are neither needed nor known.
+3. The student learns to repeat the normalised teacher on crops of the tiles, and to differ from it
+   at drawn defects (`models.student`).
 4. The map quantiles q_a and q_b are those of the held-out tiles.
 
 One seed, one machine and one number of threads give one result.
@@ -26,52 +23,18 @@ import torch
 from numpy.typing import NDArray
 
 from models.compute import channels_last, compute_type, seeded
-from models.crops import GOOD, SPOILED, random_crops
-from models.efficientad import StudentTeacher, hard_feature_loss
+from models.efficientad import StudentTeacher
 from models.errors import DataError
 from models.images import guess_channels
-from models.procedural import draw, photograph
+from models.student import TrainingSettings, begin_student, check_settings, fit_student
 from models.teacher import Teacher, load_builtin_teacher
 from models.tiles import TileSet, build_tiles
-from models.variants import RECEPTIVE_FIELD_PX
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
-MAX_GRADIENT = 1.0
 MAX_STATISTICS_TILES = 128
 MAX_QUANTILE_TILES = 64
 MAX_QUANTILE_VALUES = 1 << 22
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSettings:
-    """What decides a detector, beside its images and its teacher."""
-
-    steps: int = 1500
-    batch: int = 8
-    """Crops in each step."""
-    crop_px: int = 128
-    learning_rate: float = 2e-3
-    """At its highest. The paper's 1e-4 is for 70,000 steps; README.md beside this file has more."""
-    one_cycle: bool = True
-    """Raise and lower the learning rate in one cycle; otherwise as in the paper, see decay_at."""
-    weight_decay: float = 1e-5
-    decay_at: float = 0.95
-    """Share of the steps after which the learning rate is a tenth."""
-    hard_quantile: float = 0.99
-    """The loss is the mean of this quantile's upper share of the squared differences."""
-    spoiled: float = 0.5
-    """Share of the crops with drawn defects; 0 leaves the loss as in the paper."""
-    margin: float = 0.5
-    """Raw map value between good cells and drawn defects."""
-    margin_weight: float = 1.0
-    penalty: float = 0.0
-    """Weight of the student's own output on pictures of nothing (the paper's equation 4)."""
-    held_out: float = 0.2
-    q_a: float = 0.9
-    q_b: float = 0.995
-    tile: int = 256
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +94,7 @@ def train(
     model.input_std.copy_(teacher.input_std)
     channels_last(model)
     measure_teacher(model, tiles, settings.seed, report)
+    begin_student(model, settings.seed)
     losses = fit_student(model, tiles, settings, report)
     q_a, q_b = map_quantiles(model, tiles_of(held_out, "cut held-out tiles"), settings, report)
     if not (math.isfinite(q_a) and q_b > q_a):
@@ -155,31 +119,6 @@ def train(
         "last_loss": round(float(np.mean(losses[-100:])), 6),
     }
     return TrainedDetector(model.eval(), q_a, q_b, provenance, held_out, losses)
-
-
-def check_settings(settings: TrainingSettings) -> None:
-    """Raise `DataError` for settings that cannot be trained with."""
-    allowed = {
-        "steps": settings.steps >= 1,
-        "batch": settings.batch >= 1,
-        "crop_px": settings.crop_px >= RECEPTIVE_FIELD_PX,
-        "learning_rate": 0 < settings.learning_rate < math.inf,
-        "weight_decay": 0 <= settings.weight_decay < math.inf,
-        "decay_at": 0 < settings.decay_at <= 1,
-        "hard_quantile": 0 <= settings.hard_quantile < 1,
-        "spoiled": 0 <= settings.spoiled <= 1,
-        "margin": 0 < settings.margin < math.inf,
-        "margin_weight": 0 <= settings.margin_weight < math.inf,
-        "penalty": 0 <= settings.penalty < math.inf,
-        "held_out": 0 < settings.held_out < 1,
-        "q_a": 0 < settings.q_a < settings.q_b < 1,
-    }
-    for name, fits in allowed.items():
-        if not fits:
-            raise DataError(
-                f"training setting {name}: {getattr(settings, name)!r} found, which cannot be "
-                f"trained with; the default is {getattr(TrainingSettings(), name)!r}"
-            )
 
 
 def split(images: Sequence[Path], settings: TrainingSettings) -> tuple[list[Path], list[Path]]:
@@ -229,92 +168,6 @@ def measure_teacher(model: StudentTeacher, tiles: TileSet, seed: int, report: Pr
     model.feature_std.copy_(deviation.clamp_min(0.05 * float(deviation.median())))
 
 
-def fit_student(
-    model: StudentTeacher, tiles: TileSet, settings: TrainingSettings, report: Progress
-) -> list[float]:
-    """Train `model.student` in place; the loss of every step."""
-    rng = np.random.default_rng([settings.seed, 1])
-    half = compute_type()
-    student = model.student.train()
-    optimiser = torch.optim.Adam(
-        student.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    schedule = _schedule(optimiser, settings)
-    losses: list[float] = []
-    batches = random_crops(
-        tiles,
-        rng,
-        steps=settings.steps,
-        batch=settings.batch,
-        crop_px=settings.crop_px,
-        share=settings.spoiled,
-    )
-    for step, crops in enumerate(batches, start=1):
-        optimiser.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", half, enabled=half != torch.float32):
-            # Crops of images smaller than the crop have sizes of their own.
-            squared = [model.squared_difference(model.normalise(crop.pixels)) for crop in crops]
-            # [C, cells]
-            flat = torch.cat([part.float().transpose(0, 1).flatten(1) for part in squared], dim=1)
-            cells = torch.cat([crop.cells.flatten() for crop in crops])
-            loss = student_loss(flat, cells, settings)
-            if settings.penalty:
-                strange = model.normalise(_pictures(rng, settings, model.in_channels))
-                loss = loss + settings.penalty * (student(strange).float() ** 2).mean()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DataError(
-                f"loss {value} found at step {step} of {settings.steps}, expected a finite one: "
-                f"lower the learning rate (it was {settings.learning_rate:g}; the loss before was "
-                f"{losses[-1] if losses else value:g})"
-            )
-        torch.autograd.backward(loss)
-        # At such learning rates one hard batch would otherwise end in dead ReLUs.
-        torch.nn.utils.clip_grad_norm_(student.parameters(), MAX_GRADIENT)
-        optimiser.step()
-        schedule.step()
-        losses.append(value)
-        report("train student", step, settings.steps)
-    student.eval()
-    return losses
-
-
-def _schedule(
-    optimiser: torch.optim.Optimizer, settings: TrainingSettings
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """One cycle (Smith and Topin 2018) for short runs, or the paper's single drop to a tenth."""
-    if settings.one_cycle:
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.1
-        )
-    drop = max(1, round(settings.decay_at * settings.steps))
-    return torch.optim.lr_scheduler.StepLR(optimiser, drop, gamma=0.1)
-
-
-def student_loss(
-    squared: torch.Tensor, cells: torch.Tensor, settings: TrainingSettings
-) -> torch.Tensor:
-    """Squared differences [C, cells] of a batch and what each cell shows -> the loss.
-
-    On good cells the mean and the hardest part (the paper's equation 2) shall vanish. Where
-    defects were drawn, the map value shall lie above `margin`, and below it on good cells: a
-    logistic loss of the value's logarithm, since what counts is the ratio.
-    """
-    good = squared[:, cells == GOOD]  # may be none: all of it outside of the zones
-    spoiled = squared[:, cells == SPOILED]
-    loss = 0 * squared.sum()
-    if good.numel():
-        loss = loss + hard_feature_loss(good, settings.hard_quantile) + good.mean()
-    for part, sign in ((good, 1.0), (spoiled, -1.0)):
-        if part.numel() and settings.spoiled:
-            ratio = torch.log((part.mean(dim=0) + 1e-4) / settings.margin)
-            loss = (
-                loss
-                + settings.margin_weight * torch.nn.functional.softplus(sign * 2.0 * ratio).mean()
-            )
-    return loss
-
-
 @torch.inference_mode()
 def map_quantiles(
     model: StudentTeacher, tiles: TileSet, settings: TrainingSettings, report: Progress
@@ -334,12 +187,6 @@ def map_quantiles(
         values = values[_some(values.size, MAX_QUANTILE_VALUES, settings.seed)]
     low, high = np.quantile(values, [settings.q_a, settings.q_b])
     return float(low), float(high)
-
-
-def _pictures(rng: np.random.Generator, settings: TrainingSettings, channels: int) -> torch.Tensor:
-    """uint8 [1, crop, crop, C]: a procedural picture, far from any good image."""
-    picture = photograph(rng, draw(rng, settings.crop_px))
-    return torch.from_numpy(np.ascontiguousarray(picture[None, ..., :channels]))
 
 
 def _as_batch(tile: NDArray[np.uint8]) -> torch.Tensor:

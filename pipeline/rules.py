@@ -155,6 +155,13 @@ def zone_factors(recipe: Recipe, frame_hw: tuple[int, int]) -> NDArray[np.float3
     return factors
 
 
+def inspected_pixels(recipe: Recipe, frame_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """bool (H, W): the pixels of the inspected cells."""
+    cells = zone_factors(recipe, frame_hw) > 0
+    mask: NDArray[np.bool_] = cells.repeat(MAP_STRIDE, axis=0).repeat(MAP_STRIDE, axis=1)
+    return mask[: frame_hw[0], : frame_hw[1]]
+
+
 def _centres_inside(
     polygon: Sequence[tuple[int, int]], frame_hw: tuple[int, int]
 ) -> NDArray[np.bool_]:

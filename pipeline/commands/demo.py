@@ -32,6 +32,7 @@ from pipeline.commands.run import stop_on_signal
 from pipeline.config import Recipe, VideoSource, WorkerConfig
 from pipeline.overlay import annotate, contact_sheet, write_png, write_video
 from pipeline.replay import Replay, replay, replay_config, write_results
+from pipeline.rules import inspected_pixels
 from pipeline.sources import open_source
 from pipeline.sources.recording import write_recording
 from pipeline.sources.synthetic import SyntheticLine
@@ -74,6 +75,11 @@ class Demo:
     def recipe(self) -> Recipe:
         zones = self.line(TRAIN_SEED).inspected_zones()
         return Recipe(zones=zones, min_area_px=self.min_area_px)
+
+    @property
+    def inspected(self) -> NDArray[np.bool_]:
+        """bool (height, width): what the recipe inspects."""
+        return inspected_pixels(self.recipe, (self.height, self.width))
 
 
 def command(
@@ -119,7 +125,12 @@ def make_bundle(demo: Demo, runtime: str, *, quiet: bool) -> Path:
 
     good = _render_good(demo, "train", TRAIN_SEED, demo.train_frames, quiet=quiet)
     with progress_bar("Training", None, quiet=quiet) as update:
-        detector = train(good, "pdn_tiny", progress=lambda what, done, n: update(done, n, what))
+        detector = train(
+            good,
+            "pdn_tiny",
+            inspected=demo.inspected,
+            progress=lambda what, done, n: update(done, n, what),
+        )
     bundle = save_detector(
         demo.out / "bundles",
         detector.model,
@@ -229,15 +240,11 @@ def baseline(
     """The plain baseline on the same frames, and ours measured in the same way."""
     good_line = demo.line(TRAIN_SEED)
     background = median_background([good_line.render(n, good=True)[0] for n in range(31)])
-    inspected = np.ones((demo.height, demo.width), bool)
-    for zone in demo.recipe.zones:
-        right, below = np.max(zone.polygon, axis=0)
-        inspected[: below + 1, : right + 1] = False
     plain: dict[bool, list[float]] = {True: [], False: []}
     ours: dict[bool, list[float]] = {True: [], False: []}
     by_frame = {(v.camera, v.frame_id): v.raw_peak for v in verdicts}
     for number, (path, truth) in enumerate(zip(recordings, truths, strict=True)):
-        found = baseline_scores(background, read_frames(path), inspected)
+        found = baseline_scores(background, read_frames(path), demo.inspected)
         for frame, score in zip(truth.frames, found, strict=True):
             plain[bool(frame.defects)].append(score.score)
             ours[bool(frame.defects)].append(by_frame.get((f"cam{number}", frame.index + 1), 0.0))

@@ -15,14 +15,14 @@ from rich.console import Console
 
 from models.images import guess_channels, list_images, read_image
 from models.references import save_detector
+from models.student import TrainingSettings
 from models.teacher import load_teacher
-from models.training import TrainingSettings, train
+from models.training import train
 from models.variants import VARIANTS
 from pipeline.commands.progress import progress_bar
 from pipeline.config import load_recipe
 from pipeline.errors import ConfigError
-from pipeline.rules import zone_factors
-from pipeline.types import MAP_STRIDE
+from pipeline.rules import inspected_pixels
 
 REFERENCE_FRAMES = 2
 
@@ -109,6 +109,4 @@ def command(
 def _inspected(recipe: Path, first: Path) -> NDArray[np.bool_]:
     """The recipe's zones as a mask of frame pixels, bool (H, W) of the first image's size."""
     height, width = read_image(first).shape[:2]
-    cells = zone_factors(load_recipe(recipe), (height, width)) > 0
-    mask: NDArray[np.bool_] = cells.repeat(MAP_STRIDE, axis=0).repeat(MAP_STRIDE, axis=1)
-    return mask[:height, :width]
+    return inspected_pixels(load_recipe(recipe), (height, width))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.procedural import LAYERS, Picture, draw, photograph, spoil
+from models.procedural import LAYERS, Picture, draw, photograph
 
 
 @pytest.mark.parametrize("layer", [layer for layer, _ in LAYERS], ids=lambda layer: layer.__name__)
@@ -65,32 +65,3 @@ def test_photographs_differ_in_light_and_not_in_place(shape: tuple[int, ...]) ->
     outside = np.array([shot[:15].mean() for shot in shots])
     assert inside.std() > 10
     assert (inside > outside).all()
-
-
-def test_defects_are_where_they_are_said_to_be() -> None:
-    found = 0
-    for seed, picture in enumerate(pictures(30, 128)):
-        before = picture.copy()
-        spoiled, taken = spoil(np.random.default_rng(seed), picture, 6)
-        assert (picture == before).all()
-        assert taken.shape == (128, 128)
-        assert set(np.unique(taken)) <= {0.0, 0.5, 1.0}
-        change = np.abs(spoiled - picture).mean(axis=2)
-        assert spoiled.min() >= 0
-        assert spoiled.max() <= 1
-        assert (
-            change[taken == 1] > 0
-        ).mean() > 0.7  # what is seen is a little wider than the change
-        assert (taken == 1).mean() < 0.5  # six of up to 80 px on 128
-        found += int((taken == 1).any())
-    assert found >= 25
-
-
-def test_no_defect_and_no_room_for_one() -> None:
-    rng = np.random.default_rng(0)
-    picture = draw(rng, 64)
-    unchanged, taken = spoil(rng, picture, 0)
-    assert (unchanged == picture).all()
-    assert not taken.any()
-    tiny = picture[:5, :5]
-    assert (spoil(rng, tiny, 3)[0] == tiny).all()

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.defects import spoil
 from models.errors import DataError
 from models.pdn import PDN
-from models.procedural import draw, photograph, spoil
+from models.procedural import draw, photograph
 from models.teacher import (
     TeacherSettings,
     load_builtin_teacher,

@@ -14,12 +14,11 @@ import torch
 
 from models.efficientad import hard_feature_loss
 from models.errors import DataError
+from models.student import TrainingSettings, check_settings
 from models.teacher import Teacher
 from models.tiles import build_tiles, pad_frame
 from models.training import (
     TrainedDetector,
-    TrainingSettings,
-    check_settings,
     map_quantiles,
     measure_teacher,
     split,

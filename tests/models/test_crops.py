@@ -1,0 +1,133 @@
+"""Crops show what they say, come back to hard places, and follow the seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from models.crops import GOOD, REVISIT_PX, UNSURE, CropSource, spoiled_crop
+from models.tiles import TileSet, cells_hw
+from models.untrained import textured_frame
+
+
+def tile_set(shapes: list[tuple[int, int, int]]) -> TileSet:
+    frames = [textured_frame(*shape, seed=k) for k, shape in enumerate(shapes)]
+    table = np.array(shapes, np.int64)
+    ends = np.cumsum(table.prod(axis=1))
+    numbers = np.arange(len(shapes))
+    return TileSet(
+        np.concatenate([frame.ravel() for frame in frames]),
+        table,
+        ends - table.prod(axis=1),
+        numbers,
+        np.zeros((len(shapes), 2), np.int64),
+    )
+
+
+def source(tiles: TileSet, seed: int = 0, **changes: float) -> CropSource:
+    shares = {"spoiled": 0.5, "revisited": 0.0} | changes
+    rng = np.random.default_rng(seed)
+    return CropSource(tiles, rng, batch=6, crop_px=64, **shares)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crops_of_all_sizes(channels: int) -> None:
+    tiles = tile_set([(33, 33, channels), (50, 200, channels), (285, 285, channels)])
+    seen: set[tuple[int, ...]] = set()
+    crops = source(tiles)
+    for _ in range(30):
+        numbers: list[int] = []
+        for group in crops.draw():
+            _, height, width, depth = group.pixels.shape
+            assert depth == channels
+            assert group.cells.shape[1:] == cells_hw(height, width)
+            seen.add((height, width))
+            numbers += group.numbers
+        assert sorted(numbers) == list(range(6))
+        crops.report([0.0] * 6)
+    assert seen <= {(33, 33), (50, 64), (64, 64)}
+    assert (64, 64) in seen
+
+
+def test_good_crops_are_as_they_lie() -> None:
+    tiles = tile_set([(100, 120, 1)])
+    whole = tiles[0]
+    for group in source(tiles, spoiled=0.0).draw():
+        assert (group.cells == GOOD).all()
+        for crop in group.pixels.numpy():
+            windows = np.lib.stride_tricks.sliding_window_view(whole[..., 0], (64, 64))
+            assert (windows == crop[..., 0]).all(axis=(2, 3)).any()
+
+
+def test_numbers_of_defects_differ_between_crops() -> None:
+    crops = source(tile_set([(200, 200, 1)]), spoiled=1.0)
+    (group,) = crops.draw()
+    numbers = [set(cells[cells > 0].tolist()) for cells in group.cells]
+    assert sum(map(len, numbers)) == len(set().union(*numbers)) > 0
+
+
+def test_good_cells_see_no_defect() -> None:
+    rng = np.random.default_rng(5)
+    crop = textured_frame(128, 128, 1, seed=5)
+    asked = 0
+    for _ in range(30):
+        pixels, cells = spoiled_crop(crop, rng, 3, specks=0)
+        change = cells_changed(crop, pixels, cells.shape)
+        assert not change[cells == GOOD].any()
+        assert change[cells > 0].all()
+        assert set(np.unique(cells)) <= {UNSURE, GOOD, *range(1, 10)}
+        asked += int((cells > 0).any())
+    assert asked > 15
+
+
+def cells_changed(
+    before: NDArray[np.uint8], after: NDArray[np.uint8], shape: tuple[int, ...]
+) -> NDArray[np.bool_]:
+    """Which cells see a changed pixel in their 33x33."""
+    changed = np.abs(before.astype(int) - after)[..., 0] > 1  # rounding aside
+    windows = np.lib.stride_tricks.sliding_window_view(changed, (33, 33))
+    seen: NDArray[np.bool_] = windows.any(axis=(2, 3))[::4, ::4][: shape[0], : shape[1]]
+    return seen
+
+
+def test_uninspected_cells_ask_nothing() -> None:
+    tiles = tile_set([(132, 132, 1)])
+    inspected = np.zeros((100, 100), np.bool_)
+    masked = TileSet(tiles.data, tiles.shapes, tiles.offsets, tiles.image, tiles.origins, inspected)
+    for _ in range(5):
+        for group in source(masked).draw():
+            assert (group.cells == UNSURE).all()
+
+
+def test_hard_places_come_back() -> None:
+    tiles = tile_set([(285, 285, 1)] * 20)
+    crops = source(tiles, spoiled=0.0, revisited=0.5)
+    (first,) = crops.draw()
+    crops.report([1e6, 0, 0, 0, 0, 0])
+    hard = first.pixels[0, REVISIT_PX:-REVISIT_PX, REVISIT_PX:-REVISIT_PX, 0].numpy()
+    again = 0
+    for _ in range(20):
+        (group,) = crops.draw()
+        for crop in group.pixels.numpy():
+            windows = np.lib.stride_tricks.sliding_window_view(crop[..., 0], hard.shape)
+            again += int((windows == hard).all(axis=(2, 3)).any())
+        crops.report([0.0] * 6)  # learnt: no longer hard
+        if not again:
+            continue
+        break
+    assert again >= 1
+
+
+def test_one_seed_one_series() -> None:
+    tiles = tile_set([(150, 150, 1)] * 3)
+    series = []
+    for seed in (1, 1, 2):
+        crops = source(tiles, seed, revisited=0.5)
+        pixels = []
+        for step in range(4):
+            pixels += [group.pixels.numpy() for group in crops.draw()]
+            crops.report([float(step + k) for k in range(6)])
+        series.append(np.concatenate(pixels))
+    assert (series[0] == series[1]).all()
+    assert (series[0] != series[2]).any()
