@@ -59,7 +59,7 @@ class TrainingSettings:
     mean_weight: float = 1.0
     spoiled: float = 0.5
     """Share of the crops with drawn defects; 0 leaves the good cells' losses alone."""
-    revisited: float = 0.4
+    revisited: float = 0.5
     """Share of the crops that come back to the hardest good places."""
     margin: float = 0.5
     """Raw map value between good cells and drawn defects."""
