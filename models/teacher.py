@@ -21,11 +21,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -171,21 +172,38 @@ def train_teacher_file(
         "made_by": f"linewatch teacher train --variant {variant} --seed {settings.seed} "
         f"--steps {settings.steps}",
     }
-    tensors = {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}
-    tensors["input_mean"] = torch.full((3,), INPUT_MEAN)
-    tensors["input_std"] = torch.full((3,), INPUT_STD)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # One key: safetensors writes several in any order, and one training shall give one file.
-    safetensors.torch.save_file(tensors, out, metadata={"about": json.dumps(about)})
-    note = {
-        **about,
+    more = {
         "settings": {name: getattr(settings, name) for name in TeacherSettings.__slots__},
-        "sha256": hashlib.sha256(out.read_bytes()).hexdigest(),
         "last_loss": round(float(np.mean(losses[-100:])), 4),
         "minutes": round((time.monotonic() - started) / 60, 1),
         "threads": torch.get_num_threads(),
     }
-    out.with_suffix(".json").write_text(json.dumps(note, indent=2) + "\n")
+    return save_teacher(out, net, about, more, mean=[INPUT_MEAN] * 3, std=[INPUT_STD] * 3)
+
+
+def save_teacher(
+    out: Path,
+    net: PDN,
+    about: dict[str, str],
+    more: dict[str, Any],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Path:
+    """Write a teacher's file and the note beside it. about: into both; more: into the note."""
+    tensors = {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}
+    tensors["input_mean"], tensors["input_std"] = torch.tensor(mean), torch.tensor(std)
+    # One key: safetensors writes several in any order, and one training shall give one file.
+    data = safetensors.torch.save(tensors, metadata={"about": json.dumps(about)})
+    note = {**about, **more, "sha256": hashlib.sha256(data).hexdigest()}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(data)
+        out.with_suffix(".json").write_text(json.dumps(note, indent=2) + "\n")
+    except OSError as error:
+        raise DataError(
+            f"{out}: cannot be written ({error.strerror or error}): name another file with --out"
+        ) from error
     return out
 
 

@@ -56,6 +56,9 @@ COMMANDS: dict[str, Command] = {
     "teacher train": Command(
         "pipeline.commands.teacher_train", "Make the built-in teacher from rendered images."
     ),
+    "teacher import": Command(
+        "pipeline.commands.teacher_import", "Take over a published teacher's weights."
+    ),
 }
 GROUPS = {
     "config": "Configuration files.",
