@@ -50,6 +50,14 @@ class StudentTeacher(nn.Module):
         difference: torch.Tensor = (target - self.student(x)) ** 2
         return difference
 
+    @torch.no_grad()
+    def copy_teacher(self) -> None:
+        """Make the student give exactly the normalised teacher's features."""
+        self.student.load_state_dict(self.teacher.state_dict())
+        *_, (_, weight), (_, bias) = self.student.named_parameters()
+        weight.div_(self.feature_std[:, None, None, None])
+        bias.sub_(self.feature_mean).div_(self.feature_std)
+
     def forward(self, padded: torch.Tensor) -> torch.Tensor:
         """uint8 [N, H + 32, W + 32, in_channels] -> raw map float32 [N, ceil(H/4), ceil(W/4)]."""
         return self.squared_difference(self.normalise(padded)).mean(dim=1)

@@ -105,12 +105,7 @@ def check_settings(settings: TrainingSettings) -> None:
 @torch.no_grad()
 def begin_student(model: StudentTeacher, seed: int) -> None:
     """Set `model.student` to the teacher, with its features normalised, and a little noise."""
-    model.student.load_state_dict(model.teacher.state_dict())
-    last = model.student.get_submodule(f"conv{len(model.student.specs)}")
-    assert isinstance(last, torch.nn.Conv2d)
-    assert last.bias is not None
-    last.weight.div_(model.feature_std[:, None, None, None])
-    last.bias.sub_(model.feature_mean).div_(model.feature_std)
+    model.copy_teacher()
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.student.parameters():
         noise = torch.randn(parameter.shape, generator=generator)

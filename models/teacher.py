@@ -198,7 +198,9 @@ def save_teacher(
     note = {**about, **more, "sha256": hashlib.sha256(data).hexdigest()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(data)
+        work = out.with_name(f".{out.name}.part")  # a full disk must not cost the old file
+        work.write_bytes(data)
+        work.replace(out)
         out.with_suffix(".json").write_text(json.dumps(note, indent=2) + "\n")
     except OSError as error:
         raise DataError(

@@ -32,8 +32,10 @@ def import_teacher(source: Path, out: Path, *, licence: str, origin: str) -> Pat
     """Write the weights in `source` as a teacher's file, and a note beside it.
 
     licence, origin: what the file says of itself from then on. Raises `DataError` for a file that
-    is no state dict, holds other layers, or weights that are not finite.
+    is no state dict, holds other layers, or weights that are not finite real numbers.
     """
+    if out.resolve() == source.resolve():
+        raise DataError(f"{out}: found as the file to read and to write, expected two: name --out")
     try:
         data = source.read_bytes()
     except OSError as error:
@@ -90,13 +92,16 @@ def _network(source: Path, state: dict[str, torch.Tensor]) -> PDN:
         if len(kinds["bias"]) != len(names) or len(state) != 2 * len(names):
             break
         found = {
-            f"{name}.{kind}": value.float()
+            f"{name}.{kind}": value
             for kind, values in kinds.items()
             for name, value in zip(names, values, strict=True)
         }
-        bad = [name for name, value in found.items() if not bool(torch.isfinite(value).all())]
-        if bad:
-            raise DataError(f"{source}: {bad[0]} holds NaN or infinity: the file is damaged")
+        for name, value in found.items():
+            if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+                raise DataError(
+                    f"{source}: {name} of {value.dtype} with NaN, infinity or no real numbers "
+                    "found, expected finite floating-point weights: copy the file again"
+                )
         try:
             net.load_state_dict(found)
         except RuntimeError:

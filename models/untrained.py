@@ -32,11 +32,7 @@ def untrained_model(
         features = model.teacher(model.normalise(pixels))
         model.feature_mean.copy_(features.mean(dim=(0, 2, 3)))
         model.feature_std.copy_(features.std(dim=(0, 2, 3)).clamp_min(0.05))
-        # The student gives normalised features: its last layer takes the statistics in.
-        model.student.load_state_dict(model.teacher.state_dict())
-        *_, (_, weight), (_, bias) = model.student.named_parameters()
-        weight.div_(model.feature_std[:, None, None, None])
-        bias.sub_(model.feature_mean).div_(model.feature_std)
+        model.copy_teacher()
         for parameter in model.student.parameters():
             parameter.mul_(1 + noise * torch.randn(parameter.shape, generator=generator))
     return model.eval()

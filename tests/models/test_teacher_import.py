@@ -89,7 +89,11 @@ def with_(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
         ({}, "expected the convolutions"),
         (PDN("pdn_small", 1).state_dict(), "on three channels"),
         (with_("extra.weight", torch.zeros(3)), "expected the convolutions"),
-        (with_("conv2.bias", torch.full((256,), torch.nan)), r"conv2\.bias holds NaN"),
+        (
+            with_("conv2.bias", torch.full((256,), torch.nan)),
+            r"conv2\.bias of torch\.float32 with NaN",
+        ),
+        (with_("conv2.bias", torch.zeros(256, dtype=torch.complex64)), r"torch\.complex64"),
         (with_("conv2.bias", torch.zeros(7)), "expected the convolutions"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -114,6 +118,21 @@ def test_truncated_file(tmp_path: Path) -> None:
     source.write_bytes(source.read_bytes()[:5000])
     with pytest.raises(DataError, match="not a state dict"):
         take(source, tmp_path / "out.safetensors")
+
+
+def test_the_file_itself_is_never_overwritten(tmp_path: Path) -> None:
+    source = tmp_path / "teacher.safetensors"  # a state dict all the same
+    torch.save(PDN("pdn_small", 3).state_dict(), source)
+    before = source.read_bytes()
+    with pytest.raises(DataError, match="name --out"):
+        take(source, tmp_path / "." / "teacher.safetensors")
+    assert source.read_bytes() == before
+    take(source, tmp_path / "new.safetensors")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "teacher.safetensors",
+        "new.safetensors",
+        "new.json",
+    }
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
