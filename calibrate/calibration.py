@@ -2,10 +2,11 @@
 
 1. The engine is opened and held to the reference maps, as on the line.
 2. Every good image goes through it at full size.
-3. The pixel threshold: the 0.9999 quantile of all inspected good cells, so that components are
+3. Where parts lie still: a tolerance for each place (`calibrate.places`).
+4. The pixel threshold: the 0.9999 quantile of all inspected good cells, so that components are
    defects and not texture, but never above the image threshold.
-4. The image threshold: from the images' scores by the one decision rule (`calibrate.thresholds`).
-5. A new bundle with them is written; it names the old one as its parent and keeps the thresholds
+5. The image threshold: from the images' scores by the one decision rule (`calibrate.thresholds`).
+6. A new bundle with them is written; it names the old one as its parent and keeps the thresholds
    of engines that were not calibrated now.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from calibrate.places import Places
 from calibrate.scores import Frame, GoodMap, Progress, Scorer, raw_maps
 from calibrate.thresholds import LOWEST, Choice, Promise, choose_threshold
 from models.bundle import Bundle, Calibration, EngineThresholds, recalibrated
@@ -25,6 +27,7 @@ from models.runtimes import choose, engine_of, open_runtime
 from pipeline.config import Recipe
 from pipeline.errors import DataError
 from pipeline.rules import Thresholds
+from pipeline.tolerance import Tolerance
 
 PIXEL_QUANTILE = 0.9999
 SCORING_QUANTILE = 0.99
@@ -41,6 +44,7 @@ def calibrate(
     recipe: Recipe | None = None,
     out_dir: Path,
     promise: Promise | None = None,
+    still_px: int = 0,
     threads: int = 0,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
@@ -53,6 +57,8 @@ def calibrate(
         precision, `openvino/bf16`.
     recipe: of the camera that will use it; its zones and minimum area count. Its own thresholds
         do not: they would hide what is to be found.
+    still_px: parts lie within so many pixels of one place, and a tolerance for each place is
+        learned; 0: they may lie anywhere.
     note: called with each sentence that a person should read.
 
     Raises `DataError` for too few or unfit images, and what `open_runtime` raises.
@@ -65,6 +71,7 @@ def calibrate(
     chosen = list(dict.fromkeys(chosen))
     say = note or _say_nothing
     engines = dict(bundle.calibration.engines)
+    tolerances = bundle.tolerances()
     for number, (name, precision) in enumerate(chosen):
         fallback = "f32" if "auto" in runtimes and precision != "f32" else None
         try:
@@ -85,16 +92,30 @@ def calibrate(
         finally:
             runtime.close()
         engine = engine_of(runtime.engine_id)
-        engines[engine], notes = choose_thresholds(
+        tolerances.pop(engine, None)
+        if still_px:
+            tolerances[engine], maps = place_tolerance(maps, bundle.calibration, recipe, still_px)
+        chosen_here, notes = choose_thresholds(
             maps, bundle.calibration, recipe, promise or Promise()
         )
+        engines[engine] = dataclasses.replace(chosen_here, still_px=still_px)
         for sentence in notes:
             say(f"{engine}: {sentence}")
-    return recalibrated(bundle, out_dir, dataclasses.replace(bundle.calibration, engines=engines))
+    calibration = dataclasses.replace(bundle.calibration, engines=engines)
+    return recalibrated(bundle, out_dir, calibration, tolerances)
 
 
 def _say_nothing(sentence: str) -> None:
     """Where nobody reads notes."""
+
+
+def place_tolerance(
+    maps: Sequence[GoodMap], calibration: Calibration, recipe: Recipe, still_px: int
+) -> tuple[Tolerance, list[GoodMap]]:
+    """The tolerance for each place, and the maps, each with the tolerance of all others."""
+    numbers = Thresholds(calibration.q_a, calibration.q_b, _NEVER, 1.0)
+    places = Places(maps, Scorer(numbers, recipe), still_px)
+    return places.tolerance(), list(places.left_out())
 
 
 def choose_thresholds(

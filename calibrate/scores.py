@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from models.images import read_image
 from models.runtimes import Runtime
 from models.tiles import pad_frame
-from models.variants import map_hw
+from models.variants import FRAME_MARGIN_PX, map_hw
 from pipeline.config import Recipe
 from pipeline.rules import DecisionRule, Thresholds
+from pipeline.tolerance import Tolerance
 
 Frame = Path | NDArray[np.uint8]
 """An image file, or uint8 (H, W, C) of the bundle's channels."""
@@ -24,11 +25,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class GoodMap:
-    """frame_hw in pixels; raw_map: float32 (ceil(H / 4), ceil(W / 4))."""
+    """frame_hw in pixels; raw_map: float32 (ceil(H / 4), ceil(W / 4)); tolerance as in the rule."""
 
     name: str
     frame_hw: tuple[int, int]
     raw_map: NDArray[np.float32]
+    tolerance: Tolerance | None = None
 
 
 def raw_maps(
@@ -46,7 +48,7 @@ def raw_maps(
         pixels = read_image(frame, in_channels) if isinstance(frame, Path) else frame
         height, width = pixels.shape[:2]
         raw_map = np.empty(map_hw(height, width), np.float32)
-        runtime.infer([pad_frame(pixels)], [raw_map])
+        runtime.infer([pad_frame(pixels, FRAME_MARGIN_PX)], [raw_map])
         name = str(frame) if isinstance(frame, Path) else f"frame {number}"
         maps.append(GoodMap(name, (height, width), raw_map))
         if progress is not None:
@@ -62,16 +64,19 @@ class Scorer:
         self._recipe = recipe
         self._rules: dict[tuple[int, int], DecisionRule] = {}
 
-    def rule(self, frame_hw: tuple[int, int]) -> DecisionRule:
-        if frame_hw not in self._rules:
-            self._rules[frame_hw] = DecisionRule(self._thresholds, self._recipe, frame_hw)
-        return self._rules[frame_hw]
+    def rule(self, good: GoodMap) -> DecisionRule:
+        """For maps of its size and tolerance. Without a tolerance it is kept for the next."""
+        if good.tolerance is not None:
+            return DecisionRule(self._thresholds, self._recipe, good.frame_hw, good.tolerance)
+        if good.frame_hw not in self._rules:
+            self._rules[good.frame_hw] = DecisionRule(self._thresholds, self._recipe, good.frame_hw)
+        return self._rules[good.frame_hw]
 
     def inspected(self, good: GoodMap) -> NDArray[np.float32]:
         """Normalised scores of the inspected cells, float32 (n,)."""
-        rule = self.rule(good.frame_hw)
+        rule = self.rule(good)
         return rule.scores(good.raw_map)[rule.factors > 0]
 
     def image_score(self, good: GoodMap) -> float:
         """As the line will give it: 0 where nothing survives the rule."""
-        return self.rule(good.frame_hw).decide(good.raw_map).image_score
+        return self.rule(good).decide(good.raw_map).image_score

@@ -1,11 +1,13 @@
 """The bundle: all that a station loads, as an immutable directory named by its own hash. No torch.
 
     <variant>-<first 12 hex of the manifest's SHA-256>/
-        manifest.json        schema, detector kind, variant, channels, stride, provenance, parent,
-                             and the SHA-256 of each other file
-        weights.safetensors  a StudentTeacher's parameters and buffers, float32
+        manifest.json        schema, detector kind, variant, channels, scales, stride, provenance,
+                             parent, and the SHA-256 of each other file
+        weights.safetensors  a detector's parameters and buffers, float32
         calibration.json     map quantiles; per `runtime/precision` the thresholds and how sure
         reference.npz        padded uint8 crops and the raw maps that an engine must give for them
+        tolerance.npz        per `runtime/precision`, if parts lie still: uint8 (h, w), how high the
+                             map may be at each place (see calibrate.places)
 
 1. `write_bundle` writes into a temporary directory beside the final one and renames it.
 2. `Bundle.load` checks the name against the manifest, and every file against its SHA-256. Anything
@@ -45,12 +47,14 @@ from models.schema import (
     REFERENCE,
     RESTORE,
     SCHEMA,
+    TOLERANCE,
     WEIGHTS,
     Calibration,
     EngineThresholds,
     Reference,
     check_calibration,
     check_references,
+    check_tolerances,
     parse_calibration,
     parse_manifest,
 )
@@ -68,6 +72,7 @@ class Bundle:
     """Of the manifest, and by it of everything: the identity that stands in verdicts."""
     variant: str
     in_channels: int
+    scales: tuple[int, ...]
     provenance: Mapping[str, Any]
     parent: str | None
     calibration: Calibration
@@ -108,6 +113,7 @@ class Bundle:
             sha256=sha256,
             variant=manifest["variant"],
             in_channels=manifest["in_channels"],
+            scales=tuple(manifest["scales"]),
             provenance=manifest["provenance"],
             parent=manifest["parent"],
             calibration=parse_calibration(path, _read_checked(path, CALIBRATION, files)),
@@ -115,7 +121,7 @@ class Bundle:
         )
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """The `StudentTeacher`'s tensors by name, checked against the variant's shapes."""
+        """The detector's tensors by name, checked against the variant's shapes."""
         data = _read_checked(self.path, WEIGHTS, self.files)
         try:
             weights: dict[str, NDArray[np.float32]] = safetensors.numpy.load(data)
@@ -123,26 +129,33 @@ class Bundle:
             raise BundleError(
                 f"{self.path / WEIGHTS}: not safetensors ({error}): {RESTORE}"
             ) from error
-        check_weights(weights, self.variant, self.in_channels)
+        check_weights(weights, self.variant, self.in_channels, self.scales)
         return weights
 
     def graph(self) -> FusedGraph:
-        """The fused graph of the pair (see `models.fused`)."""
-        return fuse(self.weights(), self.variant, self.in_channels)
+        """The fused graph of the detector (see `models.fused`)."""
+        return fuse(self.weights(), self.variant, self.in_channels, self.scales)
 
     def references(self) -> list[Reference]:
         """At least one crop with the map that every engine must reproduce."""
-        data = _read_checked(self.path, REFERENCE, self.files)
+        arrays = _arrays(self.path, REFERENCE, self.files)
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                count = len(arrays.files) // 2
-                pairs = [Reference(arrays[f"padded_{k}"], arrays[f"map_{k}"]) for k in range(count)]
-        except (ValueError, KeyError, OSError, BadZipFile) as error:
-            raise BundleError(
-                f"{self.path / REFERENCE}: unreadable ({error}): {RESTORE}"
-            ) from error
+            count = len(arrays) // 2
+            pairs = [Reference(arrays[f"padded_{k}"], arrays[f"map_{k}"]) for k in range(count)]
+        except KeyError as error:
+            raise BundleError(f"{self.path / REFERENCE}: no {error} found: {RESTORE}") from error
         check_references(pairs, self.in_channels, str(self.path / REFERENCE))
         return pairs
+
+    def tolerance(self, engine: str) -> NDArray[np.uint8] | None:
+        """How high the map may be at each place, uint8 (h, w); None where parts lie anywhere."""
+        return self.tolerances().get(engine)
+
+    def tolerances(self) -> dict[str, NDArray[np.uint8]]:
+        """Those of all engines that were calibrated for parts that lie still."""
+        arrays = _arrays(self.path, TOLERANCE, self.files)
+        check_tolerances(arrays, self.calibration, str(self.path / TOLERANCE))
+        return arrays
 
     def thresholds(self, engine: str) -> EngineThresholds:
         """Of one `runtime/precision`. Raises `RuntimeUnavailable` when it was not calibrated."""
@@ -161,6 +174,7 @@ def write_bundle(
     *,
     variant: str,
     in_channels: int,
+    scales: Sequence[int],
     weights: Weights,
     provenance: Mapping[str, Any],
     calibration: Calibration,
@@ -172,37 +186,53 @@ def write_bundle(
     parent: SHA-256 of the bundle that this one was recalibrated from. Raises `BundleError` for
     weights, calibration or references that `Bundle.load` would refuse.
     """
-    check_weights(weights, variant, in_channels)
+    check_weights(weights, variant, in_channels, scales)
     check_calibration(calibration, "calibration")
     check_references(references, in_channels, "references")
     arrays: dict[str, NDArray[Any]] = {}
     for k, reference in enumerate(references):
         arrays[f"padded_{k}"] = reference.padded
         arrays[f"map_{k}"] = reference.raw_map
-    npz = io.BytesIO()
-    np.savez_compressed(npz, allow_pickle=False, **arrays)
     # Sorted: safetensors keeps the order of the mapping, and equal content shall have one hash.
     plain = {name: np.ascontiguousarray(weights[name]) for name in sorted(weights)}
     contents = {
         WEIGHTS: safetensors.numpy.save(plain),
         CALIBRATION: _to_json(dataclasses.asdict(calibration)),
-        REFERENCE: npz.getvalue(),
+        REFERENCE: _npz(arrays),
+        TOLERANCE: _npz({}),
     }
-    about = {"variant": variant, "in_channels": in_channels, "provenance": dict(provenance)}
-    return _write(out_dir, {**about, "parent": parent}, contents)
+    about = {
+        "variant": variant,
+        "in_channels": in_channels,
+        "scales": list(scales),
+        "provenance": dict(provenance),
+        "parent": parent,
+    }
+    return _write(out_dir, about, contents)
 
 
-def recalibrated(bundle: Bundle, out_dir: Path, calibration: Calibration) -> Path:
-    """Write the bundle anew with another calibration; it names `bundle` as its parent."""
+def recalibrated(
+    bundle: Bundle,
+    out_dir: Path,
+    calibration: Calibration,
+    tolerances: Mapping[str, NDArray[np.uint8]] | None = None,
+) -> Path:
+    """Write the bundle anew with another calibration; it names `bundle` as its parent.
+
+    tolerances: of each engine whose `still_px` is over 0. Raises `BundleError` if they do not fit.
+    """
     check_calibration(calibration, "calibration")
+    check_tolerances(tolerances or {}, calibration, "tolerances")
     contents = {
         WEIGHTS: _read_checked(bundle.path, WEIGHTS, bundle.files),
         CALIBRATION: _to_json(dataclasses.asdict(calibration)),
         REFERENCE: _read_checked(bundle.path, REFERENCE, bundle.files),
+        TOLERANCE: _npz(tolerances or {}),
     }
     about = {
         "variant": bundle.variant,
         "in_channels": bundle.in_channels,
+        "scales": list(bundle.scales),
         "provenance": dict(bundle.provenance),
         "parent": bundle.sha256,
     }
@@ -230,6 +260,22 @@ def _write(out_dir: Path, about: Mapping[str, Any], contents: Mapping[str, bytes
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return final
+
+
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    """The same arrays, the same bytes: numpy dates the entries 1980."""
+    npz = io.BytesIO()
+    np.savez_compressed(npz, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
+    return npz.getvalue()
+
+
+def _arrays(path: Path, name: str, files: Mapping[str, str]) -> dict[str, NDArray[Any]]:
+    data = _read_checked(path, name, files)
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (ValueError, OSError, BadZipFile) as error:
+        raise BundleError(f"{path / name}: unreadable ({error}): {RESTORE}") from error
 
 
 def _to_json(content: Any) -> bytes:

@@ -42,10 +42,21 @@ class Crops:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
+    """The upper left pixel of a crop in a tile's cut."""
+
     tile: int
     top: int
     left: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Crops, grouped by size, and where they are from."""
+
+    groups: list[Crops]
+    drawn: list[tuple[Place, bool]]
+    """Each crop's place before it was shifted, and whether it has drawn defects."""
 
 
 class CropSource:
@@ -72,12 +83,11 @@ class CropSource:
         self._spoiled, self._revisited = spoiled, revisited
         areas = tiles.shapes[:, 0] * tiles.shapes[:, 1]
         self._shares = areas / areas.sum()
-        self._hardest: dict[_Place, float] = {}
-        self._drawn: list[tuple[_Place, bool]] = []
+        self._hardest: dict[Place, float] = {}
 
-    def draw(self) -> list[Crops]:
-        """The next batch, grouped by size."""
-        self._drawn = []
+    def draw(self) -> Batch:
+        """The next batch."""
+        drawn: list[tuple[Place, bool]] = []
         groups: dict[tuple[int, ...], list[tuple[NDArray[np.uint8], NDArray[np.int64], int]]] = {}
         for number in range(self._batch):
             place, at = self._choose()
@@ -91,8 +101,8 @@ class CropSource:
             inspected = self._tiles.inspected_cells(place.tile, at.top, at.left, cells.shape)
             cells[~inspected] = UNSURE
             groups.setdefault(crop.shape, []).append((pixels, cells, number))
-            self._drawn.append((place, marred))
-        return [
+            drawn.append((place, marred))
+        crops = [
             Crops(
                 torch.from_numpy(np.stack([pixels for pixels, _, _ in group])),
                 torch.from_numpy(np.stack([cells for _, cells, _ in group])),
@@ -100,17 +110,18 @@ class CropSource:
             )
             for group in groups.values()
         ]
+        return Batch(crops, drawn)
 
-    def report(self, highest: Sequence[float]) -> None:
-        """The highest map value on good cells of each crop of the last batch, in its order."""
-        for (place, marred), value in zip(self._drawn, highest, strict=True):
+    def report(self, batch: Batch, highest: Sequence[float]) -> None:
+        """The highest map value on good cells of each crop of a batch, in its order."""
+        for (place, marred), value in zip(batch.drawn, highest, strict=True):
             # Drawn defects may have covered what was hard there.
             before = self._hardest.get(place, 0.0) if marred else 0.0
             self._hardest[place] = max(value, before)
         ranked = sorted(self._hardest.items(), key=lambda item: -item[1])
         self._hardest = dict(ranked[:REMEMBERED])
 
-    def _choose(self) -> tuple[_Place, _Place]:
+    def _choose(self) -> tuple[Place, Place]:
         """A place, and where exactly to look this time."""
         if self._hardest and self._rng.random() < self._revisited:
             values = np.array(list(self._hardest.values())) + 1e-9
@@ -119,7 +130,7 @@ class CropSource:
         else:
             index = int(self._rng.choice(len(self._tiles), p=self._shares))
             rooms = self._rooms(index)
-            place = _Place(index, *(int(self._rng.integers(0, room + 1)) for room in rooms))
+            place = Place(index, *(int(self._rng.integers(0, room + 1)) for room in rooms))
             shift = np.zeros(2, np.int64)
         top, left = (
             min(max(at + int(by), 0), room)
@@ -127,7 +138,7 @@ class CropSource:
                 (place.top, place.left), shift, self._rooms(place.tile), strict=True
             )
         )
-        return place, _Place(place.tile, top, left)
+        return place, Place(place.tile, top, left)
 
     def _rooms(self, tile: int) -> tuple[int, int]:
         """How far down and right a crop of the tile may begin."""

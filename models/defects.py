@@ -2,9 +2,10 @@
 
 `spoil(rng, picture, count)` draws spots, scratches, chips, smears, blobs and bars; as a change of
 brightness, a dent (a bright and a dark flank), a tone that the picture has elsewhere, or a piece
-of the picture moved. Half of them lie at edges, where parts break and prints smear. A picture of
-few tones (binarised boards, masks) keeps its tones. Specks that are too small to matter may be
-drawn as well: they are good.
+of the picture moved. Half of them lie at edges, where parts break and prints smear. Most are faint,
+but none so faint that nobody could tell it from grain (A. Rose, 1948): the root of its summed
+squares is at least `VISIBILITY` deviations of the grain. A picture of few tones (binarised boards,
+masks) keeps its tones. Specks that are too small to matter may be drawn as well: they are good.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ SMALLEST_PX = 6.0
 LARGEST_PX = 48.0
 """Longer side of a drawn defect; scratches may be half as long again."""
 LEAST_SIGMA, MOST_SIGMA = 2.0, 8.0
-"""Contrast, in standard deviations of the surroundings; more for the smallest."""
+"""Contrast, in standard deviations of the surroundings; half of them below 2.8, and more for the
+smallest."""
+VISIBILITY = 20.0
+GRAIN_SIGMA_PX = 2.0
+"""Grain is what a blur of this size takes away."""
+LEAST_GRAIN = 0.004
+"""A grey level: pictures without grain are rounded."""
 AT_STRUCTURE = 0.5
 FEW_TONES = 8
 SEEN_SIGMA, MOVED_SIGMA = 0.4, 1.0
@@ -93,7 +100,7 @@ def _change(
 ) -> None:
     """Draw one defect into `window`, which is the picture at `spot`, in place."""
     deviation = max(0.01, float(window.std(axis=(0, 1)).mean()))
-    contrast = float(np.exp(rng.uniform(np.log(LEAST_SIGMA), np.log(MOST_SIGMA))))
+    contrast = LEAST_SIGMA * (MOST_SIGMA / LEAST_SIGMA) ** float(rng.random() ** 2)
     contrast *= max(1.0, 3 / radius)
     strength = np.float32(max(contrast * deviation, 0.03) * rng.choice([-1, 1]))
     side = len(mask)
@@ -107,7 +114,8 @@ def _change(
     alpha = mask if window.ndim == 2 else mask[..., None]
     height, width = original.shape[:2]
     if kind in (BRIGHTEN, DENT):
-        window += strength * alpha
+        visible = VISIBILITY * _grain(window) / max(1.0, float(np.linalg.norm(mask)))
+        window += np.copysign(np.maximum(abs(strength), np.float32(visible)), strength) * alpha
     elif kind == TONE:
         tone = original[rng.integers(0, height), rng.integers(0, width)]
         window += alpha * (tone - window)
@@ -127,11 +135,20 @@ def _seen(
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Where the change can be seen among its surroundings, and where there is one at all."""
     change = after - before
+    size = float(np.linalg.norm(change, axis=(0, 1)).max())
+    if size < 0.9 * VISIBILITY * _grain(before):  # it was clipped
+        sigmas = np.inf
     deviation = max(0.01, float(before.std(axis=(0, 1)).mean()))
     seen, changed = np.abs(_blur(change, 1.5)), np.abs(change)
     if change.ndim == 3:
         seen, changed = seen.max(axis=2), changed.max(axis=2)
     return seen > max(SEEN, sigmas * deviation), changed > 1 / 255
+
+
+def _grain(window: Picture) -> float:
+    """Standard deviation of the grain, whatever edges there are: by the median (Huber 1981)."""
+    grey = window if window.ndim == 2 else window.mean(axis=2)
+    return max(LEAST_GRAIN, 1.5 * float(np.median(np.abs(grey - _blur(grey, GRAIN_SIGMA_PX)))))
 
 
 def _few_tones(picture: Picture) -> Picture | None:

@@ -1,19 +1,23 @@
 """EfficientAD, student-teacher half (Batzner et al., WACV 2024): the plain reference.
 
-The student learns to repeat the teacher on good images; where it cannot, something is unusual. All
-fused and compiled engines are checked against `StudentTeacher.forward`.
+The student learns to repeat the teacher on good images; where it cannot, something is unusual. A
+detector has a student for each scale at which it looks at the frame, and one teacher for all. All
+fused and compiled engines are checked against `Detector.forward`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from models.pdn import PDN, feature_channels
+from models.variants import FRAME_MARGIN_PX, MARGIN_PX, map_hw
 
 
 class StudentTeacher(nn.Module):
-    """Teacher, student and everything between a uint8 frame and its raw anomaly map.
+    """Teacher, student and everything between pixels and the raw anomaly map at one scale.
 
     Buffers: `input_mean`, `input_std` [in_channels], of pixels scaled to 0..1; `feature_mean`,
     `feature_std` [C], of the teacher's outputs over the training tiles. The student predicts
@@ -61,6 +65,66 @@ class StudentTeacher(nn.Module):
     def forward(self, padded: torch.Tensor) -> torch.Tensor:
         """uint8 [N, H + 32, W + 32, in_channels] -> raw map float32 [N, ceil(H/4), ceil(W/4)]."""
         return self.squared_difference(self.normalise(padded)).mean(dim=1)
+
+
+class Detector(nn.Module):
+    """A `StudentTeacher` for each scale; the raw map is the mean of theirs.
+
+    Scale 1 is the frame, scale 2 the averages of its 2x2 squares: there the network sees 66 px, and
+    faint wide defects stand out of the grain. As the paper averages its local and global maps.
+    """
+
+    def __init__(self, variant: str, in_channels: int, scales: Sequence[int] = (1,)) -> None:
+        super().__init__()
+        self.variant = variant
+        self.in_channels = in_channels
+        self.scales = tuple(scales)
+        self.pairs = nn.ModuleList(StudentTeacher(variant, in_channels) for _ in scales)
+        for pair in self.pairs[1:]:
+            pair.teacher = self.pairs[0].teacher
+
+    def pair(self, scale: int) -> StudentTeacher:
+        """The student-teacher of one of the scales."""
+        found = self.pairs[self.scales.index(scale)]
+        assert isinstance(found, StudentTeacher)
+        return found
+
+    def forward(self, padded: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, H + 64, W + 64, in_channels] -> raw map float32 [N, ceil(H/4), ceil(W/4)]."""
+        both = 2 * FRAME_MARGIN_PX
+        rows, columns = map_hw(padded.shape[1] - both, padded.shape[2] - both)
+        maps = []
+        for scale in self.scales:
+            pair = self.pair(scale)
+            x = at_scale(pair.normalise(padded), scale)
+            raw_map = pair.squared_difference(x).mean(dim=1)
+            maps.append(enlarged(raw_map, scale)[:, :rows, :columns])
+        return torch.stack(maps).mean(dim=0)
+
+
+def at_scale(x: torch.Tensor, scale: int) -> torch.Tensor:
+    """A padded frame [N, C, H + 64, W + 64] as the network sees it at `scale`, its margin 16 px.
+
+    Squares that end beyond an odd side are averaged over what is there.
+    """
+    spare = FRAME_MARGIN_PX - scale * MARGIN_PX
+    if spare:
+        x = x[:, :, spare:-spare, spare:-spare]
+    if scale == 1:
+        return x
+    return nn.functional.avg_pool2d(x, scale, ceil_mode=True)
+
+
+def enlarged(raw_map: torch.Tensor, scale: int) -> torch.Tensor:
+    """[N, h, w] -> [N, scale h, scale w]: linear between cells, since cell (i, j) of this scale is
+    centred where cell (scale i, scale j) of the frame's map is; the last one repeated.
+    """
+    if scale == 1:
+        return raw_map
+    repeated = raw_map.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+    beyond = (0, scale - 1, 0, scale - 1)
+    padded = nn.functional.pad(repeated[:, None], beyond, mode="replicate")
+    return nn.functional.avg_pool2d(padded, scale, stride=1)[:, 0]
 
 
 def hard_feature_loss(squared: torch.Tensor, quantile: float = 0.999) -> torch.Tensor:

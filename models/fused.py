@@ -1,6 +1,8 @@
-"""The student-teacher pair as one chain of convolutions, from pixels to the raw map. No torch here.
+"""A detector as chains of convolutions, from pixels to the raw map. No torch here.
 
-Everything linear is folded into the weights, in float64, before they are rounded to float32:
+There is one chain, or branch, for each scale at which the detector looks at the frame (see
+`models.efficientad.Detector`); the raw map is the sum of theirs. In each, everything linear is
+folded into the weights, in float64, before they are rounded to float32:
 
 1. First layer: x / 255, input mean and standard deviation. It reads pixel values less `offset`,
    the mean pixel rounded to whole grey values: exact in bfloat16 too, and no weight's rounding
@@ -8,27 +10,28 @@ Everything linear is folded into the weights, in float64, before they are rounde
    biases to bfloat16: 5 % of the map, measured). Its outputs are teacher and student channels
    side by side.
 2. Middle layers: two groups, teacher then student.
-3. Last layer: one convolution over both, weights [W_T / sigma, -W_S] / sqrt(C) and bias
-   ((b_T - mu) / sigma - b_S) / sqrt(C), with mu, sigma the teacher's feature statistics. Its
-   output is (normalised teacher - student) / sqrt(C).
-4. The raw map is the sum of its squares over the channels, to be summed in float32.
+3. Last layer: one convolution over both, weights [W_T / sigma, -W_S] / r and bias
+   ((b_T - mu) / sigma - b_S) / r, with mu, sigma the teacher's feature statistics at this scale,
+   and r^2 the number of channels times that of scales. Its output is the difference over r.
+4. The branch's map is the sum of its squares over the channels, to be summed in float32.
 
-The result equals `models.efficientad.StudentTeacher.forward` up to float32 rounding (tested).
+The result equals `models.efficientad.Detector.forward` up to float32 rounding (tested).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import BundleError
-from models.variants import RECEPTIVE_FIELD_PX, STRIDE, VARIANTS
+from models.variants import FRAME_MARGIN_PX, SCALES, STRIDE, VARIANTS
 
 Weights = Mapping[str, NDArray[np.float32]]
-"""A `StudentTeacher`'s state, by the names of its parameters and buffers."""
+"""A `Detector`'s state: `teacher.conv1.weight`, ..., `input_mean`, `input_std`, and for each scale
+`scale1.student.conv1.weight`, ..., `scale1.feature_mean`, `scale1.feature_std`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +48,38 @@ class FusedConv:
 
 
 @dataclass(frozen=True, slots=True)
+class FusedBranch:
+    """Pixels at one scale -> layers -> sum of squares -> map at this scale."""
+
+    scale: int
+    layers: tuple[FusedConv, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class FusedGraph:
-    """uint8 [N, C, rows, columns] - offset -> layers -> sum of squares -> raw map [N, h, w]."""
+    """uint8 [N, C, rows, columns] - offset -> branches -> the sum of their maps [N, h, w]."""
 
     variant: str
     in_channels: int
     offset: NDArray[np.float32]
     """[in_channels], whole numbers 0..255."""
-    layers: tuple[FusedConv, ...]
+    branches: tuple[FusedBranch, ...]
+
+    def strips(self, map_rows: int, padded_columns: int, at_most_bytes: int) -> tuple[Strip, ...]:
+        """Strips whose largest intermediate tensor, in float32, stays within a bound."""
+        per_map_row = max(
+            len(branch.layers[0].bias) * 4 * STRIDE * padded_columns // branch.scale**2
+            for branch in self.branches
+        )
+        return strips(map_rows, max(8, at_most_bytes // per_map_row))
 
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Map rows [first, last) of a frame, and the padded input rows that they need."""
+    """Map rows [first, last) of a frame, and the padded input rows that they need.
+
+    The last strip's rows may end one beyond the padded frame's.
+    """
 
     first: int
     last: int
@@ -68,31 +90,41 @@ class Strip:
 
 
 def input_rows(map_rows: int) -> int:
-    """Padded frame rows that `map_rows` rows of the map see (the same for columns)."""
-    return STRIDE * (map_rows - 1) + RECEPTIVE_FIELD_PX
+    """Padded frame rows from which `map_rows` rows of the map come, at every scale alike."""
+    return STRIDE * map_rows + 2 * (FRAME_MARGIN_PX - 1)
 
 
 def strips(map_rows: int, at_most: int) -> tuple[Strip, ...]:
-    """Equally high strips that cover all rows; the last may overlap the one before it.
+    """Equally high strips that cover all rows, each begun before the one before it ends.
 
-    Equal heights let one compiled shape serve them all. `at_most` >= 1 bounds a strip's rows.
+    Equal heights let one compiled shape serve them all. Each begins where a row of the coarsest
+    scale's map does. Between those rows the frame's map is interpolated, so a strip's last rows are
+    right in the last one only, and the next strip, inferred later, writes them over. `at_most`
+    bounds a strip's rows, and is at least 8.
     """
-    count = -(-map_rows // at_most)
-    height = -(-map_rows // count)
-    starts = [min(k * height, map_rows - height) for k in range(count)]
+    coarse = SCALES[-1]
+    height = map_rows
+    if map_rows > at_most:
+        overlap = coarse + 1  # a row more where heights are odd
+        count = -(-(map_rows - overlap) // (at_most - 1 - overlap))
+        height = -(-(map_rows + (count - 1) * overlap) // count)
+        height += (map_rows - height) % coarse
+    last = map_rows - height
+    starts = [*range(0, last, height - height % coarse - coarse), last]
     return tuple(Strip(start, start + height) for start in starts)
 
 
-def check_weights(weights: Weights, variant: str, in_channels: int) -> None:
-    """Raise `BundleError` unless the tensors are exactly those of the variant, and finite."""
-    expected = weight_shapes(variant, in_channels)
+def check_weights(weights: Weights, variant: str, in_channels: int, scales: Sequence[int]) -> None:
+    """Raise `BundleError` unless the tensors are exactly those of the detector, and finite."""
+    expected = weight_shapes(variant, in_channels, scales)
     for name in sorted(expected.keys() | weights.keys()):
         found = tuple(weights[name].shape) if name in weights else "none"
         wanted = expected.get(name, "none")
         if found != wanted:
             raise BundleError(
                 f"weights.safetensors: tensor {name}: shape {found} found, expected {wanted} for "
-                f"{variant} with {in_channels} input channel(s): train the bundle again"
+                f"{variant} with {in_channels} input channel(s) and scales {list(scales)}: train "
+                "the bundle again"
             )
         if weights[name].dtype != np.float32 or not np.isfinite(weights[name]).all():
             raise BundleError(
@@ -101,8 +133,10 @@ def check_weights(weights: Weights, variant: str, in_channels: int) -> None:
             )
 
 
-def weight_shapes(variant: str, in_channels: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a `StudentTeacher`'s parameters and buffers."""
+def weight_shapes(
+    variant: str, in_channels: int, scales: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a detector's tensors."""
     if variant not in VARIANTS:
         raise BundleError(
             f"manifest.json: variant {variant!r} found, expected one of {', '.join(VARIANTS)}"
@@ -111,10 +145,11 @@ def weight_shapes(variant: str, in_channels: int) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         "input_mean": (in_channels,),
         "input_std": (in_channels,),
-        "feature_mean": (specs[-1].out_channels,),
-        "feature_std": (specs[-1].out_channels,),
     }
-    for net in ("teacher", "student"):
+    for scale in scales:
+        for name in ("feature_mean", "feature_std"):
+            shapes[f"scale{scale}.{name}"] = (specs[-1].out_channels,)
+    for net in ("teacher", *(f"scale{scale}.student" for scale in scales)):
         channels = in_channels
         for number, spec in enumerate(specs, start=1):
             shapes[f"{net}.conv{number}.weight"] = (
@@ -128,19 +163,30 @@ def weight_shapes(variant: str, in_channels: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def fuse(weights: Weights, variant: str, in_channels: int) -> FusedGraph:
-    """Fold a `StudentTeacher`. Raises `BundleError` when the weights are not the variant's."""
-    check_weights(weights, variant, in_channels)
+def fuse(
+    weights: Weights, variant: str, in_channels: int, scales: Sequence[int] = (1,)
+) -> FusedGraph:
+    """Fold a detector. Raises `BundleError` when the weights are not the variant's."""
+    check_weights(weights, variant, in_channels, scales)
+    mean_px = 255.0 * weights["input_mean"].astype(np.float64)
+    offset = np.clip(np.rint(mean_px), 0, 255)
+    branches = (_branch(weights, variant, scale, len(scales), offset) for scale in scales)
+    return FusedGraph(variant, in_channels, offset.astype(np.float32), tuple(branches))
+
+
+def _branch(
+    weights: Weights, variant: str, scale: int, scales: int, offset: NDArray[np.float64]
+) -> FusedBranch:
     specs = VARIANTS[variant]
+    student = f"scale{scale}.student"
 
     def get(name: str) -> NDArray[np.float64]:
         return weights[name].astype(np.float64)
 
     def pair(number: int, what: str) -> NDArray[np.float64]:
-        return np.concatenate([get(f"{net}.conv{number}.{what}") for net in ("teacher", "student")])
+        return np.concatenate([get(f"{net}.conv{number}.{what}") for net in ("teacher", student)])
 
     mean_px, std_px = 255.0 * get("input_mean"), 255.0 * get("input_std")
-    offset = np.clip(np.rint(mean_px), 0, 255)
     layers: list[FusedConv] = []
     for number, spec in enumerate(specs[:-1], start=1):
         weight, bias = pair(number, "weight"), pair(number, "bias")
@@ -150,14 +196,14 @@ def fuse(weights: Weights, variant: str, in_channels: int) -> FusedGraph:
         layers.append(_conv(weight, bias, 1 if number == 1 else 2, True, spec.pool))
 
     last = len(specs)
-    root = np.sqrt(float(specs[-1].out_channels))
-    sigma = get("feature_std")
+    root = np.sqrt(float(specs[-1].out_channels * scales))
+    sigma = get(f"scale{scale}.feature_std")
     teacher = get(f"teacher.conv{last}.weight") / sigma[:, None, None, None]
-    weight = np.concatenate([teacher, -get(f"student.conv{last}.weight")], axis=1) / root
-    bias = (get(f"teacher.conv{last}.bias") - get("feature_mean")) / sigma
-    bias = (bias - get(f"student.conv{last}.bias")) / root
+    weight = np.concatenate([teacher, -get(f"{student}.conv{last}.weight")], axis=1) / root
+    bias = (get(f"teacher.conv{last}.bias") - get(f"scale{scale}.feature_mean")) / sigma
+    bias = (bias - get(f"{student}.conv{last}.bias")) / root
     layers.append(_conv(weight, bias, 1, False, specs[-1].pool))
-    return FusedGraph(variant, in_channels, offset.astype(np.float32), tuple(layers))
+    return FusedBranch(scale, tuple(layers))
 
 
 def _conv(

@@ -16,18 +16,18 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import Calibration, Reference, write_bundle
-from models.efficientad import StudentTeacher
+from models.efficientad import Detector
 from models.errors import DataError
 from models.fused import Weights
 from models.tiles import pad_frame
-from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE
+from models.variants import FRAME_MARGIN_PX, GRID_PX, RECEPTIVE_FIELD_PX
 
 CROP_PX = 96
 """Side of a reference crop without margin; smaller frames give smaller crops."""
 
 
 def make_references(
-    model: StudentTeacher, frames: Sequence[NDArray[np.uint8]], per_frame: int = 4
+    model: Detector, frames: Sequence[NDArray[np.uint8]], per_frame: int = 4
 ) -> list[Reference]:
     """Corner, lower border, interior and marked crops of each frame, with the fp32 torch maps.
 
@@ -49,24 +49,27 @@ def make_references(
 
 
 @torch.inference_mode()
-def reference_map(model: StudentTeacher, padded: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The plain float32 map of one padded frame: uint8 (H + 32, W + 32, C) -> (h, w)."""
-    device = model.input_mean.device
+def reference_map(model: Detector, padded: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The plain float32 map of one padded frame: uint8 (H + 64, W + 64, C) -> (h, w)."""
+    device = next(model.parameters()).device
     pixels = torch.from_numpy(np.array(padded)[None]).to(device)
     raw_map: NDArray[np.float32] = model.float()(pixels)[0].cpu().numpy()
     return raw_map
 
 
-def weights_of(model: StudentTeacher) -> dict[str, NDArray[np.float32]]:
-    """Parameters and buffers by name, as float32 arrays."""
-    return {
-        name: tensor.detach().float().cpu().numpy() for name, tensor in model.state_dict().items()
-    }
+def weights_of(model: Detector) -> dict[str, NDArray[np.float32]]:
+    """Parameters and buffers by the names of `models.fused.Weights`, as float32 arrays."""
+    tensors: dict[str, torch.Tensor] = {}
+    for scale in model.scales:
+        for name, tensor in model.pair(scale).state_dict().items():
+            shared = name.startswith(("teacher.", "input_"))
+            tensors[name if shared else f"scale{scale}.{name}"] = tensor
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
 
 
 def save_detector(
     out_dir: Path,
-    model: StudentTeacher,
+    model: Detector,
     *,
     q_a: float,
     q_b: float,
@@ -82,6 +85,7 @@ def save_detector(
         out_dir,
         variant=model.variant,
         in_channels=model.in_channels,
+        scales=model.scales,
         weights=weights,
         provenance=provenance,
         calibration=Calibration(q_a, q_b, {}),
@@ -92,14 +96,14 @@ def save_detector(
 def _crops(frame: NDArray[np.uint8], seed: int) -> list[NDArray[np.uint8]]:
     """Padded crops, real surroundings where the frame has them, reflection at its borders."""
     height, width = frame.shape[:2]
-    padded = pad_frame(frame)
+    padded = pad_frame(frame, FRAME_MARGIN_PX)
     rows, columns = min(CROP_PX, height), min(CROP_PX, width)
     bottom, right = height - rows, width - columns
     rng = np.random.default_rng(seed)
-    inside = [STRIDE * int(rng.integers(0, side // STRIDE + 1)) for side in (bottom, right)]
+    inside = [GRID_PX * int(rng.integers(0, side // GRID_PX + 1)) for side in (bottom, right)]
 
     def cut(top: int, left: int) -> NDArray[np.uint8]:
-        both = 2 * MARGIN_PX
+        both = 2 * FRAME_MARGIN_PX
         return padded[top : top + rows + both, left : left + columns + both].copy()
 
     marked = cut(*inside)

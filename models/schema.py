@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import BundleError
-from models.variants import MARGIN_PX, STRIDE, map_hw
+from models.variants import ALLOWED_SCALES, FRAME_MARGIN_PX, STRIDE, map_hw
 
-SCHEMA = 1
+SCHEMA = 2
 KIND = "student_teacher"
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 CALIBRATION = "calibration.json"
 REFERENCE = "reference.npz"
-FILES = (WEIGHTS, CALIBRATION, REFERENCE)
+TOLERANCE = "tolerance.npz"
+FILES = (WEIGHTS, CALIBRATION, REFERENCE, TOLERANCE)
 RESTORE = "copy the bundle again from where it was made, or make it again"
 
 
@@ -40,6 +41,8 @@ class EngineThresholds:
     confidence: float
     chosen: str
     """How, in one sentence."""
+    still_px: int = 0
+    """Over 0: parts lie still up to so many pixels, and there is a tolerance for each place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +83,22 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
     where = path / MANIFEST
     manifest = parse_json(where, data)
     schema = manifest.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA:
+    if type(schema) is int and schema > SCHEMA:
         raise BundleError(
             f"{where}: schema {schema} found, expected at most {SCHEMA}: this bundle was made by a "
             "newer linewatch; update linewatch on this station"
+        )
+    if type(schema) is int and schema < SCHEMA:
+        raise BundleError(
+            f"{where}: schema {schema} found, expected {SCHEMA}: this bundle was made by an older "
+            "linewatch; train it again"
         )
     expected: dict[str, tuple[type, ...]] = {
         "schema": (int,),
         "kind": (str,),
         "variant": (str,),
         "in_channels": (int,),
+        "scales": (list,),
         "stride": (int,),
         "provenance": (dict,),
         "parent": (str, type(None)),
@@ -106,6 +115,7 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
         ("kind", (KIND,)),
         ("stride", (STRIDE,)),
         ("in_channels", (1, 3)),
+        ("scales", [list(scales) for scales in ALLOWED_SCALES]),
     ):
         if manifest[key] not in wanted:
             raise BundleError(
@@ -151,12 +161,30 @@ def check_calibration(calibration: Calibration, where: str) -> None:
                 )
 
 
+def check_tolerances(
+    tolerances: Mapping[str, NDArray[np.uint8]], calibration: Calibration, where: str
+) -> None:
+    """Each engine that was calibrated for parts that lie still has one, and no other."""
+    wanted = {key for key, engine in calibration.engines.items() if engine.still_px}
+    if set(tolerances) != wanted:
+        raise BundleError(
+            f"{where}: tolerances for {sorted(tolerances)} found, expected {sorted(wanted)}: "
+            "calibrate again"
+        )
+    for key, tolerance in tolerances.items():
+        if tolerance.ndim != 2 or tolerance.dtype != np.uint8 or not tolerance.all():
+            raise BundleError(
+                f"{where}: {key}: {tolerance.dtype} {tolerance.shape} found, expected uint8 (h, w) "
+                "of 1 to 255: calibrate again"
+            )
+
+
 def check_references(references: Sequence[Reference], in_channels: int, where: str) -> None:
     if not references:
         raise BundleError(f"{where}: no reference maps found, expected at least one")
     for k, reference in enumerate(references):
         padded, raw_map = reference.padded, reference.raw_map
-        inner_hw = tuple(side - 2 * MARGIN_PX for side in padded.shape[:2])
+        inner_hw = tuple(side - 2 * FRAME_MARGIN_PX for side in padded.shape[:2])
         fits = (
             padded.ndim == 3
             and padded.shape[2] == in_channels
@@ -169,6 +197,6 @@ def check_references(references: Sequence[Reference], in_channels: int, where: s
         if not fits:
             raise BundleError(
                 f"{where}: crop {k}: {padded.dtype} {padded.shape} with a map {raw_map.dtype} "
-                f"{raw_map.shape} found, expected uint8 (H + 32, W + 32, {in_channels}) and finite "
+                f"{raw_map.shape} found, expected uint8 (H + 64, W + 64, {in_channels}) and finite "
                 "float32 (ceil(H / 4), ceil(W / 4)): make the bundle again"
             )

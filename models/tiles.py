@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,7 +31,7 @@ from models.errors import DataError
 from models.images import read_image
 from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE, map_hw
 
-FORMAT = 2
+FORMAT = 3
 DATA = "tiles.bin"
 INDEX = "index.json"
 Progress = Callable[[int, int], None]
@@ -54,9 +55,24 @@ class Tile:
         return slice(top, top + rows), slice(left, left + columns)
 
 
-def pad_frame(frame: NDArray[np.uint8], margin: int = MARGIN_PX) -> NDArray[np.uint8]:
+def pad_frame(frame: NDArray[np.uint8], margin: int) -> NDArray[np.uint8]:
     """(H, W, C) -> (H + 2 margin, W + 2 margin, C): reflected, the border pixel not repeated."""
     return np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+
+
+def shrunk(frame: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """(H, W, C) -> (ceil(H / scale), ceil(W / scale), C): averages of squares, rounded.
+
+    As `models.efficientad.at_scale`, but for the rounding: an odd last pixel stands for itself.
+    """
+    if scale == 1:
+        return frame
+    height, width, channels = frame.shape
+    spare = ((0, -height % scale), (0, -width % scale), (0, 0))
+    even = np.pad(frame, spare, mode="edge")
+    size = (even.shape[1] // scale, even.shape[0] // scale)
+    small = cv2.resize(even, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.uint8).reshape(size[1], size[0], channels)
 
 
 def tile_grid(height: int, width: int, tile: int = 256, stride: int | None = None) -> list[Tile]:
@@ -152,6 +168,7 @@ def build_tiles(
     paths: Sequence[Path],
     channels: int,
     *,
+    scale: int = 1,
     tile: int = 256,
     stride: int | None = None,
     inspected: NDArray[np.bool_] | None = None,
@@ -161,23 +178,26 @@ def build_tiles(
 ) -> TileSet:
     """Cut all images into tiles, or take them from the cache.
 
-    channels: 1 or 3. inspected: bool (H, W), for images that all have this size; a tile is kept
-    when at least `min_inspected` of it is True. cache_dir None keeps the tiles in memory.
+    channels: 1 or 3. scale: images are shrunk so many times first; tile and stride are pixels of
+    what is left. inspected: bool (H, W), for images that all have this size; a tile is kept when at
+    least `min_inspected` of it is True. cache_dir None keeps the tiles in memory.
     Raises `DataError` for images that cannot be read or have another size than the mask, and when
     no tile is left.
     """
     pieces = _pieces(
         paths,
         channels,
+        scale=scale,
         tile=tile,
         stride=stride,
         inspected=inspected,
         min_inspected=min_inspected,
         progress=progress,
     )
+    inspected = _mask_at(inspected, scale)
     if cache_dir is None:
         return _in_memory(pieces, inspected)
-    key = _key(paths, [channels, tile, stride, min_inspected], inspected)
+    key = _key(paths, [channels, scale, tile, stride, min_inspected], inspected)
     final = cache_dir / f"tiles-{key[:20]}"
     found = _open(final, inspected)
     if found is not None:
@@ -210,12 +230,14 @@ def _pieces(
     paths: Sequence[Path],
     channels: int,
     *,
+    scale: int,
     tile: int,
     stride: int | None,
     inspected: NDArray[np.bool_] | None,
     min_inspected: float,
     progress: Progress | None,
 ) -> Iterator[_Piece]:
+    mask = _mask_at(inspected, scale)
     for number, path in enumerate(paths):
         frame = read_image(path, channels)
         if inspected is not None and inspected.shape != frame.shape[:2]:
@@ -223,12 +245,23 @@ def _pieces(
                 f"{path}: {frame.shape[1]}x{frame.shape[0]} found, expected "
                 f"{inspected.shape[1]}x{inspected.shape[0]} as the mask of what is inspected"
             )
-        padded = pad_frame(frame)
+        frame = shrunk(frame, scale)
+        padded = pad_frame(frame, MARGIN_PX)
         for place in tile_grid(frame.shape[0], frame.shape[1], tile, stride):
-            if inspected is None or _share(inspected, place) >= min_inspected:
+            if mask is None or _share(mask, place) >= min_inspected:
                 yield number, place, cut(padded, place)
         if progress is not None:
             progress(number + 1, len(paths))
+
+
+def _mask_at(inspected: NDArray[np.bool_] | None, scale: int) -> NDArray[np.bool_] | None:
+    """A mask of frame pixels at `scale`: what is inspected there is so entirely."""
+    if inspected is None or scale == 1:
+        return inspected
+    spare = [(0, -side % scale) for side in inspected.shape]
+    even = np.pad(inspected, spare, mode="edge")
+    squares = even.reshape(even.shape[0] // scale, scale, -1, scale)
+    return np.asarray(squares.all(axis=(1, 3)), np.bool_)
 
 
 def _share(inspected: NDArray[np.bool_], tile: Tile) -> float:

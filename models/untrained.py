@@ -4,47 +4,62 @@ numbers of a sensible size (a student that is its teacher plus noise). It finds 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.efficientad import StudentTeacher
+from models.efficientad import Detector, at_scale
 from models.references import reference_map, save_detector
 from models.tiles import pad_frame
+from models.variants import FRAME_MARGIN_PX
 
 
 def untrained_model(
-    variant: str = "pdn_tiny", in_channels: int = 1, *, seed: int = 0, noise: float = 0.05
-) -> StudentTeacher:
+    variant: str = "pdn_tiny",
+    in_channels: int = 1,
+    scales: Sequence[int] = (1,),
+    *,
+    seed: int = 0,
+    noise: float = 0.05,
+) -> Detector:
     """A random teacher with unit feature statistics on textured frames; student noise relative."""
     generator = torch.Generator().manual_seed(seed)
-    model = StudentTeacher(variant, in_channels)
+    model = Detector(variant, in_channels, scales)
+    frames = [textured_frame(96, 96, in_channels, seed=k) for k in range(2)]
+    pixels = torch.from_numpy(np.stack([pad_frame(frame, FRAME_MARGIN_PX) for frame in frames]))
     with torch.no_grad():
-        model.input_mean.copy_(torch.tensor([0.42, 0.47, 0.51])[:in_channels])
-        model.input_std.copy_(torch.tensor([0.19, 0.22, 0.25])[:in_channels])
-        for parameter in model.teacher.parameters():
+        for parameter in model.pair(scales[0]).teacher.parameters():
             fan_in = parameter[0].numel() if parameter.dim() > 1 else 100
             parameter.normal_(std=(2 / fan_in) ** 0.5, generator=generator)
-        frames = [textured_frame(96, 96, in_channels, seed=k) for k in range(2)]
-        pixels = torch.from_numpy(np.stack([pad_frame(frame) for frame in frames]))
-        features = model.teacher(model.normalise(pixels))
-        model.feature_mean.copy_(features.mean(dim=(0, 2, 3)))
-        model.feature_std.copy_(features.std(dim=(0, 2, 3)).clamp_min(0.05))
-        model.copy_teacher()
-        for parameter in model.student.parameters():
-            parameter.mul_(1 + noise * torch.randn(parameter.shape, generator=generator))
+        for scale in scales:
+            pair = model.pair(scale)
+            pair.input_mean.copy_(torch.tensor([0.42, 0.47, 0.51])[:in_channels])
+            pair.input_std.copy_(torch.tensor([0.19, 0.22, 0.25])[:in_channels])
+            features = pair.teacher(at_scale(pair.normalise(pixels), scale))
+            pair.feature_mean.copy_(features.mean(dim=(0, 2, 3)))
+            pair.feature_std.copy_(features.std(dim=(0, 2, 3)).clamp_min(0.05))
+            pair.copy_teacher()
+            for parameter in pair.student.parameters():
+                parameter.mul_(1 + noise * torch.randn(parameter.shape, generator=generator))
     return model.eval()
 
 
 def untrained_bundle(
-    out_dir: Path, variant: str = "pdn_tiny", in_channels: int = 1, *, seed: int = 0
+    out_dir: Path,
+    variant: str = "pdn_tiny",
+    in_channels: int = 1,
+    scales: Sequence[int] = (1,),
+    *,
+    seed: int = 0,
 ) -> Path:
     """A bundle of `untrained_model`, with map quantiles and references but no thresholds."""
-    model = untrained_model(variant, in_channels, seed=seed)
+    model = untrained_model(variant, in_channels, scales, seed=seed)
     frames = [textured_frame(128, 160, in_channels, seed=k) for k in range(2)]
-    values = np.concatenate([reference_map(model, pad_frame(frame)).ravel() for frame in frames])
+    padded = [pad_frame(frame, FRAME_MARGIN_PX) for frame in frames]
+    values = np.concatenate([reference_map(model, frame).ravel() for frame in padded])
     q_a, q_b = (float(q) for q in np.quantile(values, [0.9, 0.995]))
     return save_detector(
         out_dir, model, q_a=q_a, q_b=q_b, provenance={"note": "untrained"}, frames=frames

@@ -11,6 +11,14 @@ from dataclasses import dataclass
 RECEPTIVE_FIELD_PX = 33
 STRIDE = 4
 MARGIN_PX = 16
+"""What a network sees beyond a frame's or tile's side, at its own scale."""
+SCALES = (1, 2)
+"""Reductions that a detector may look at: 1 is the frame itself, 2 its 2x2 averages."""
+ALLOWED_SCALES = ((1,), (2,), SCALES)
+FRAME_MARGIN_PX = MARGIN_PX * SCALES[-1]
+"""Around a frame for an engine: enough for the coarsest scale."""
+GRID_PX = STRIDE * SCALES[-1]
+"""A piece of a frame that begins at multiples of it has exactly a piece of the frame's map."""
 FEATURES = 384
 
 

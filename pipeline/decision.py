@@ -26,6 +26,7 @@ from pipeline.publish import Publisher
 from pipeline.ring import ANSWERED, POISONED, RUNNING, Answer, FrameRing
 from pipeline.rules import Decision, DecisionRule, Thresholds
 from pipeline.stage import WAKE_MS, Stage, drain, main
+from pipeline.tolerance import Tolerance, from_text
 from pipeline.types import FrameRef, Label, Reason, Verdict
 from pipeline.verdicts import invalid, part_of, utc_ns
 
@@ -39,11 +40,17 @@ class Engine:
     engine_id: str
     bundle_sha256: str
     thresholds: Thresholds
+    tolerance: Tolerance | None
 
     @classmethod
     def read(cls, path: Path) -> Engine:
         found = json.loads(path.read_text())
-        return cls(found["engine_id"], found["bundle_sha256"], Thresholds(**found["thresholds"]))
+        return cls(
+            found["engine_id"],
+            found["bundle_sha256"],
+            Thresholds(**found["thresholds"]),
+            from_text(found["tolerance"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +178,7 @@ class Desk:
             if engine.engine_id != engine_id:
                 raise DataError(f"a map of {engine_id} found, expected one of {engine.engine_id}")
             shape = self.ring.shape_hwc[:2]
-            rule = DecisionRule(engine.thresholds, self._config.recipe, shape)
+            rule = DecisionRule(engine.thresholds, self._config.recipe, shape, engine.tolerance)
             self._rules[engine_id] = (engine, rule)
         return self._rules[engine_id]
 

@@ -147,7 +147,7 @@ class FrameRing:
         return self._head[_DECIDED_ID]
 
     def padded(self, slot: int) -> NDArray[np.uint8]:
-        """uint8 (H + 32, W + 32, C): the slot's frame with its margin, no copy."""
+        """uint8 (H + 64, W + 64, C): the slot's frame with its margin, no copy."""
         return self._padded[slot]
 
     def frame(self, slot: int) -> NDArray[np.uint8]:
@@ -376,9 +376,9 @@ class FrameRing:
 
 
 def fill_margin(padded: NDArray[np.uint8]) -> None:
-    """Fill the 16 px margin of a (H + 32, W + 32, C) frame by reflection, in place.
+    """Fill the 32 px margin of a (H + 64, W + 64, C) frame by reflection, in place.
 
-    The edge pixel is not repeated, as in `np.pad(mode="reflect")`; sides over 16 px.
+    The edge pixel is not repeated, as in `np.pad(mode="reflect")`; sides over 32 px.
     """
     m = MARGIN_PX
     inner = padded[:, m:-m]

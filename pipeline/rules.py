@@ -3,7 +3,8 @@
 Line, calibration and explain all call `DecisionRule.decide`, in these steps:
 
 1. A raw map value m becomes the score 0.1 (m - q_a) / (q_b - q_a), with the bundle's quantiles
-   (EfficientAD, section 3.4); in a zone with factor f the score is divided by f.
+   (EfficientAD, section 3.4); in a zone with factor f the score is divided by f, and where the
+   bundle learned a tolerance t for the place (`calibrate.places`), by t / 255.
 2. Cells outside the inspected zones do not count.
 3. Cells at or over `pixel_threshold` form defects; those of at least `min_area_px` survive.
 4. `image_score` is the highest score that survives, 0 where nothing does.
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.boxes import find_defects
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, DataError
+from pipeline.tolerance import MOST_TOLERANT, Tolerance, check_tolerance
 from pipeline.types import MAP_STRIDE, Defect, Label, Reason, map_hw
 
 
@@ -37,7 +39,11 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the rule says of one map. `raw_peak`: the inspected cells' raw maximum."""
+    """What the rule says of one map.
+
+    raw_peak: the inspected cells' raw maximum, which ranks frames under the thresholds too. Where
+    there is a tolerance for each place, a value counts as what it would be where most is tolerated.
+    """
 
     label: Label
     image_score: float
@@ -49,14 +55,28 @@ class Decision:
 class DecisionRule:
     """The rule for one camera's frame size, with zones rendered once at map resolution."""
 
-    def __init__(self, bundle: Thresholds, recipe: Recipe, frame_hw: tuple[int, int]) -> None:
-        """Raises `ConfigError` for thresholds or zones that could never fail a frame."""
+    def __init__(
+        self,
+        bundle: Thresholds,
+        recipe: Recipe,
+        frame_hw: tuple[int, int],
+        tolerance: Tolerance | None = None,
+    ) -> None:
+        """Raises `ConfigError` for thresholds or zones that could never fail a frame, and for a
+        tolerance of another frame size.
+        """
         self.frame_hw = frame_hw
         self.recipe = recipe
         self.image_threshold = recipe.image_threshold or bundle.image_threshold
         self.pixel_threshold = recipe.pixel_threshold or bundle.pixel_threshold
         self._offset, self._scale = _normalisation(bundle)
         self.factors = zone_factors(recipe, frame_hw)
+        self._share: NDArray[np.float32] | None = None
+        if tolerance is not None:
+            check_tolerance(tolerance, frame_hw)
+            share = np.asarray(tolerance / np.float32(MOST_TOLERANT), np.float32)
+            self.factors *= share
+            self._share = share
         inspected = self.factors > 0
         if not inspected.any():
             raise ConfigError(
@@ -77,7 +97,8 @@ class DecisionRule:
                     f"{bundle.q_b:g}), expected a positive number that a map can reach in every "
                     "zone: calibrate the bundle, or correct the recipe"
                 )
-        text = f"{recipe.model_dump_json()}|{bundle!r}"
+        places = b"" if tolerance is None else tolerance.tobytes()
+        text = f"{recipe.model_dump_json()}|{bundle!r}|{hashlib.sha256(places).hexdigest()}"
         self.revision = hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def _raw(self, threshold: float) -> NDArray[np.float32]:
@@ -85,6 +106,13 @@ class DecisionRule:
         factors = np.ones((), np.float32) if self._uniform else self.factors
         with np.errstate(over="ignore", invalid="ignore"):
             return np.asarray(self._offset + np.float32(threshold) * factors / self._scale)
+
+    def _peak(self, raw_map: NDArray[np.float32]) -> float:
+        if self._share is not None:
+            raw_map = (raw_map - self._offset) / self._share + self._offset
+        if self._inspected is None:
+            return float(raw_map.max())
+        return float(raw_map.max(where=self._inspected, initial=-np.inf))
 
     def scores(self, raw_map: NDArray[np.float32]) -> NDArray[np.float32]:
         """Normalised scores of a whole map, float32 (h, w); 0 where nothing is inspected."""
@@ -103,11 +131,9 @@ class DecisionRule:
         if not np.isfinite(raw_map).all():
             raise DataError("the anomaly map holds NaN or infinity: the engine failed")
         over = raw_map >= self._raw_thresholds
-        if self._inspected is None:
-            raw_peak = float(raw_map.max())
-        else:
-            raw_peak = float(raw_map.max(where=self._inspected, initial=-np.inf))
+        if self._inspected is not None:
             over &= self._inspected
+        raw_peak = self._peak(raw_map)
         if not over.any():
             return Decision(Label.PASS, 0.0, self.image_threshold, raw_peak, ())
         with np.errstate(over="ignore"):

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-MARGIN_PX = 16
-"""Pixels of surroundings that a padded frame has on each side: half of a PDN's 33 px view."""
+MARGIN_PX = 32
+"""Pixels of surroundings that a padded frame has on each side: half of a PDN's 33 px view, at half
+the frame's size."""
 MAP_STRIDE = 4
 """Frame pixels per cell of the anomaly map, in both directions."""
 MIN_SIDE_PX = 33

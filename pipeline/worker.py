@@ -29,7 +29,8 @@ from pipeline.errors import BundleError, LinewatchError, ParityError, RuntimeUna
 from pipeline.ring import ANSWERED, FAILED, POISONED, SKIPPED, FrameRing
 from pipeline.rules import Thresholds
 from pipeline.stage import WAKE_MS, Stage, drain, main, wake
-from pipeline.types import map_hw
+from pipeline.tolerance import check_tolerance, to_text
+from pipeline.types import MARGIN_PX, map_hw
 
 MAX_ATTEMPTS = 2
 _BUSY_FACTOR = 10
@@ -125,7 +126,8 @@ def warm_up(runtime: Runtime, shapes_hwc: Sequence[tuple[int, int, int]]) -> flo
     """Milliseconds that the slowest camera's frame takes, first run aside."""
     slowest = 0.0
     for height, width, channels in dict.fromkeys(shapes_hwc):
-        padded = np.full((height + 32, width + 32, channels), 127, np.uint8)
+        both = 2 * MARGIN_PX
+        padded = np.full((height + both, width + both, channels), 127, np.uint8)
         out = np.empty(map_hw(height, width), np.float32)
         runtime.infer([padded], [out])
         start = time.monotonic_ns()
@@ -141,7 +143,8 @@ def _open(
 
     Without a bundle, and for the null runtime, raw map values are the scores.
 
-    Raises `BundleError`, `ParityError` or `RuntimeUnavailable`, which no restart would mend.
+    Raises `BundleError`, `ConfigError`, `ParityError`, `RuntimeUnavailable`: no restart would mend
+    that.
     """
     # `models` has an error tree of its own: it knows nothing of the pipeline.
     from models import errors as theirs
@@ -164,15 +167,19 @@ def _open(
         )
         engine = engine_of(runtime.engine_id)
         if bundle is None or engine in UNCALIBRATED.engines:
-            calibration = UNCALIBRATED
+            calibration, tolerance = UNCALIBRATED, None
             thresholds = next(iter(calibration.engines.values()))
         else:
             calibration, thresholds = bundle.calibration, bundle.thresholds(engine)
+            tolerance = bundle.tolerance(engine)
     except theirs.ModelsError as error:
         for their, ours in kinds:
             if isinstance(error, their):
                 raise ours(str(error)) from error
         raise
+    if tolerance is not None:
+        for height, width, _ in shapes_hwc:
+            check_tolerance(tolerance, (height, width))
     note = {
         "engine_id": runtime.engine_id,
         "bundle_sha256": bundle.sha256 if bundle else "",
@@ -184,6 +191,7 @@ def _open(
                 pixel_threshold=thresholds.pixel_threshold,
             )
         ),
+        "tolerance": to_text(tolerance),
     }
     path = stage.station.engine
     partial = path.with_suffix(f".{os.getpid()}")

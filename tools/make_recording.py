@@ -48,12 +48,11 @@ from pipeline.sources.truth import (
     save_truth,
     truth_path,
 )
-from pipeline.types import MARGIN_PX
 
 Image = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 
-SEAM_GUARD_PX = MARGIN_PX + 2
+SEAM_GUARD_PX = 18
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.errors import DataError
-from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, map_hw
+from models.variants import FRAME_MARGIN_PX, RECEPTIVE_FIELD_PX, map_hw
 
 
 class Runtime(Protocol):
@@ -31,7 +31,7 @@ class Runtime(Protocol):
     ) -> list[float]:
         """Write the raw map of each frame of the batch and return each map's maximum.
 
-        padded: uint8 (H + 32, W + 32, C) frames, C 1 or 3 (RGB), with their 16 pixel margin.
+        padded: uint8 (H + 64, W + 64, C) frames, C 1 or 3 (RGB), with their 32 pixel margin.
         out: float32 (ceil(H / 4), ceil(W / 4)) each, written in place; raw squared differences,
         the mean over channels, not normalised. Sizes may differ within the batch.
         """
@@ -67,10 +67,10 @@ def check_batch(
         if frame.ndim != 3 or frame.dtype != np.uint8 or frame.shape[2] != in_channels:
             raise DataError(
                 f"a frame {frame.dtype} {frame.shape} found, expected uint8 "
-                f"(H + 32, W + 32, {in_channels}): give frames of the channels that the bundle "
+                f"(H + 64, W + 64, {in_channels}): give frames of the channels that the bundle "
                 "was trained on"
             )
-        height, width = frame.shape[0] - 2 * MARGIN_PX, frame.shape[1] - 2 * MARGIN_PX
+        height, width = (side - 2 * FRAME_MARGIN_PX for side in frame.shape[:2])
         if min(height, width) < smallest:
             raise DataError(
                 f"a frame of {width}x{height} found, expected at least {smallest}x{smallest}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,9 @@ from openvino import opset13 as op
 
 from models.bundle import Bundle
 from models.errors import BundleError
-from models.fused import FusedConv, FusedGraph, input_rows, strips
+from models.fused import FusedBranch, FusedConv, FusedGraph, input_rows
 from models.runtimes.base import EngineOptions, Runtime, check_batch
-from models.variants import MARGIN_PX, map_hw
+from models.variants import FRAME_MARGIN_PX, MARGIN_PX, map_hw
 
 STRIP_BYTES = 512 << 20
 """Bound of the largest intermediate tensor, counted in float32."""
@@ -50,9 +51,9 @@ class OpenVinoRuntime:
         self._requests: OrderedDict[tuple[int, int], Any] = OrderedDict()
         self._pinned: set[tuple[int, int]] = set()
         for height, width, _ in options.shapes:
-            rows, columns = map_hw(height, width)[0], width + 2 * MARGIN_PX
-            first = strips(rows, self._strip_rows(columns))[0]
-            shape = (input_rows(first.last - first.first), columns)
+            rows, columns = height + 2 * FRAME_MARGIN_PX, width + 2 * FRAME_MARGIN_PX
+            first = graph.strips(map_hw(height, width)[0], columns, strip_bytes)[0]
+            shape = (min(input_rows(first.last - first.first), rows), columns)
             self._request(shape)
             self._pinned.add(shape)
 
@@ -65,7 +66,7 @@ class OpenVinoRuntime:
         for frame, raw_map in zip(padded, out, strict=True):
             source = np.ascontiguousarray(frame)
             target = raw_map if raw_map.flags.c_contiguous else np.empty_like(raw_map, order="C")
-            for strip in strips(target.shape[0], self._strip_rows(source.shape[1])):
+            for strip in self._graph.strips(target.shape[0], source.shape[1], self._strip_bytes):
                 rows = source[strip.input_rows]
                 request = self._request((rows.shape[0], rows.shape[1]))
                 request.set_input_tensor(ov.Tensor(rows[None], shared_memory=True))
@@ -85,11 +86,6 @@ class OpenVinoRuntime:
     def close(self) -> None:
         self._requests.clear()
 
-    def _strip_rows(self, columns: int) -> int:
-        # float32, and four frame rows for each map row
-        per_map_row = len(self._graph.layers[0].bias) * 4 * 4 * columns
-        return max(8, self._strip_bytes // per_map_row)
-
     def _request(self, shape: tuple[int, int]) -> Any:
         request = self._requests.get(shape)
         if request is None:
@@ -104,24 +100,52 @@ class OpenVinoRuntime:
 
 
 def build_model(graph: FusedGraph, rows: int, columns: int) -> ov.Model:
-    """uint8 [1, rows, columns, C] -> raw map float32 [1, h, w].
+    """uint8 [1, rows, columns, C] of a padded frame -> raw map float32 [1, h, w].
 
-    Teacher and student run as two branches up to the last layer, which joins them: on the CPU
-    a little faster than grouped convolutions (measured: 63 against 69 ms).
+    Teacher and student run side by side up to the last layer, which joins them: on the CPU a little
+    faster than grouped convolutions (measured: 63 against 69 ms).
     """
     frame = op.parameter([1, rows, columns, graph.in_channels], np.uint8)
     pixels = op.subtract(op.convert(frame, np.float32), op.constant(graph.offset))
     planes = op.transpose(pixels, np.array([0, 3, 1, 2]))
-    branches = []
+    both = 2 * FRAME_MARGIN_PX
+    size = map_hw(rows - both, columns - both)
+    maps = [_enlarged(_map(planes, branch), branch.scale, size) for branch in graph.branches]
+    raw_map = reduce(op.add, maps)
+    return ov.Model([raw_map], [frame], graph.variant)
+
+
+def _map(planes: Any, branch: FusedBranch) -> Any:
+    """One scale's map of the whole padded frame, float32 [1, h, w]."""
+    spare = FRAME_MARGIN_PX - branch.scale * MARGIN_PX
+    if spare:
+        bounds = np.array([spare, spare]), np.array([-spare, -spare])
+        planes = op.slice(planes, *bounds, np.array([1, 1]), np.array([2, 3]))
+    if branch.scale > 1:
+        planes = _averaged(planes, branch.scale, "ceil")
+    sides = []
     for side in (0, 1):
         x = planes
-        for layer in graph.layers[:-1]:
+        for layer in branch.layers[:-1]:
             half = slice(side * (len(layer.bias) // 2), (side + 1) * (len(layer.bias) // 2))
             x = _convolve(x, layer, half)
-        branches.append(x)
-    difference = _convolve(op.concat(branches, 1), graph.layers[-1], slice(None))
-    raw_map = op.reduce_sum(op.multiply(difference, difference), np.array([1]), False)
-    return ov.Model([raw_map], [frame], graph.variant)
+        sides.append(x)
+    difference = _convolve(op.concat(sides, 1), branch.layers[-1], slice(None))
+    return op.reduce_sum(op.multiply(difference, difference), np.array([1]), False)
+
+
+def _enlarged(raw_map: Any, scale: int, size: tuple[int, int]) -> Any:
+    """[1, h, w] -> [1, *size], as `models.efficientad.enlarged`."""
+    if scale == 1:
+        return raw_map
+    _, rows, columns = (int(side) for side in raw_map.get_output_shape(0))
+    cells = op.reshape(raw_map, np.array([1, rows, 1, columns, 1]), False)
+    repeated = op.tile(cells, np.array([1, 1, scale, 1, scale]))
+    whole = op.reshape(repeated, np.array([1, 1, scale * rows, scale * columns]), False)
+    beyond = [scale - 1] * 2
+    linear = op.avg_pool(whole, [1, 1], [0, 0], beyond, [scale, scale], True)
+    inside = op.slice(linear, np.array([0, 0]), np.array(size), np.array([1, 1]), np.array([2, 3]))
+    return op.squeeze(inside, np.array([1]))
 
 
 def _convolve(x: Any, layer: FusedConv, channels: slice) -> Any:
@@ -131,8 +155,14 @@ def _convolve(x: Any, layer: FusedConv, channels: slice) -> Any:
     if layer.relu:
         x = op.relu(x)
     if layer.pool:
-        x = op.avg_pool(x, [2, 2], [0, 0], [0, 0], [2, 2], False)
+        x = _averaged(x, 2, "floor")
     return x
+
+
+def _averaged(x: Any, size: int, rounding: str) -> Any:
+    """Averages of squares; what lies beyond the sides is left out of them."""
+    window = [size, size]
+    return op.avg_pool(x, window, [0, 0], [0, 0], window, True, rounding_type=rounding)
 
 
 def open_engine(bundle: Bundle | None, options: EngineOptions) -> Runtime:

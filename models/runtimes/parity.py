@@ -1,7 +1,8 @@
 """The gate at load: an engine must reproduce the bundle's reference maps, or it is refused.
 
 1. The reference crops are laid side by side into padded frames of the very shape that will run, at
-   origins on multiples of 4: a cell sees 33x33 pixels only, so a crop's map is the same anywhere.
+   origins on multiples of 8: a cell sees a crop's pixels only, so the crop's map is the same
+   anywhere.
 2. The engine infers those frames.
 3. Each cell may differ from the reference by the tolerance of the precision, as a share of the
    larger of two values: the raw map value at the image threshold, and the reference itself.
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from models.bundle import Bundle, Reference
 from models.errors import ParityError
 from models.runtimes.base import Runtime
-from models.variants import MARGIN_PX, STRIDE, map_hw
+from models.variants import FRAME_MARGIN_PX, GRID_PX, STRIDE, map_hw
 
 TOLERANCE = {"f32": 0.002, "bf16": 0.1}
 """By precision. Measured: f32 under 0.0001, bf16 0.02 to 0.05."""
@@ -68,9 +69,20 @@ def check_parity(
     return worst
 
 
+def _unsure(side: int) -> int:
+    """How many of a crop's last cells hang on what lies beside it.
+
+    At half the size an odd last pixel is averaged with it; and the odd cells of a map are
+    interpolated with the next one.
+    """
+    if side % GRID_PX == 1:
+        return 2
+    return 0 if side % GRID_PX in range(2, STRIDE + 1) else 1
+
+
 def _frame_hw(reference: Reference) -> tuple[int, int]:
     height, width = reference.padded.shape[:2]
-    return height - 2 * MARGIN_PX, width - 2 * MARGIN_PX
+    return height - 2 * FRAME_MARGIN_PX, width - 2 * FRAME_MARGIN_PX
 
 
 def _lay_out(
@@ -80,7 +92,7 @@ def _lay_out(
 
     A crop larger than the frame is cut at its lower and right side. At least one crop is placed.
     """
-    height, width = frame_hw[0] + 2 * MARGIN_PX, frame_hw[1] + 2 * MARGIN_PX
+    height, width = frame_hw[0] + 2 * FRAME_MARGIN_PX, frame_hw[1] + 2 * FRAME_MARGIN_PX
     frame = np.zeros((height, width, references[0].padded.shape[2]), np.uint8)
     placed = []
     top = left = shelf = 0
@@ -92,8 +104,9 @@ def _lay_out(
         if top + rows > height:
             break
         frame[top : top + rows, left : left + columns] = crop
-        cells = map_hw(rows - 2 * MARGIN_PX, columns - 2 * MARGIN_PX)
+        inner = rows - 2 * FRAME_MARGIN_PX, columns - 2 * FRAME_MARGIN_PX
+        cells = [n - _unsure(side) for n, side in zip(map_hw(*inner), inner, strict=True)]
         placed.append((reference.raw_map[: cells[0], : cells[1]], (top // STRIDE, left // STRIDE)))
-        left += -(-columns // STRIDE) * STRIDE
-        shelf = max(shelf, -(-rows // STRIDE) * STRIDE)
+        left += -(-columns // GRID_PX) * GRID_PX
+        shelf = max(shelf, -(-rows // GRID_PX) * GRID_PX)
     return frame, placed

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.bundle import Bundle
+from models.efficientad import at_scale, enlarged
 from models.errors import BundleError
-from models.fused import FusedGraph, strips
+from models.fused import FusedGraph
 from models.runtimes.base import EngineOptions, Runtime, check_batch
 
 STRIP_BYTES = 256 << 20
@@ -32,13 +33,16 @@ class TorchRuntime:
             torch.set_num_threads(options.threads)
         self._offset = torch.from_numpy(graph.offset).to(self._device)
         self._tensors = [
-            (
-                torch.from_numpy(layer.weight)
-                .to(self._device)
-                .contiguous(memory_format=torch.channels_last),
-                torch.from_numpy(layer.bias).to(self._device),
-            )
-            for layer in graph.layers
+            [
+                (
+                    torch.from_numpy(layer.weight)
+                    .to(self._device)
+                    .contiguous(memory_format=torch.channels_last),
+                    torch.from_numpy(layer.bias).to(self._device),
+                )
+                for layer in branch.layers
+            ]
+            for branch in graph.branches
         ]
 
     def infer(
@@ -48,9 +52,9 @@ class TorchRuntime:
         check_batch(padded, out, self._graph.in_channels)
         peaks = []
         for frame, raw_map in zip(padded, out, strict=True):
-            per_map_row = len(self._graph.layers[0].bias) * 4 * 4 * frame.shape[1]
-            for strip in strips(raw_map.shape[0], max(8, STRIP_BYTES // per_map_row)):
-                raw_map[strip.first : strip.last] = self._map(frame[strip.input_rows])
+            for strip in self._graph.strips(raw_map.shape[0], frame.shape[1], STRIP_BYTES):
+                part = raw_map[strip.first : strip.last]
+                part[...] = self._map(frame[strip.input_rows], part.shape)
             peaks.append(float(raw_map.max()))
         return peaks
 
@@ -58,19 +62,24 @@ class TorchRuntime:
         self._tensors.clear()
 
     @torch.inference_mode()
-    def _map(self, rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _map(self, rows: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.float32]:
         # A copy, since torch.from_numpy warns about read-only frames and refuses some strides.
         pixels = torch.from_numpy(np.array(rows)).to(self._device)
         # Channels last in memory, as the frame is.
-        x = (pixels.float() - self._offset).permute(2, 0, 1)[None]
-        for layer, (weight, bias) in zip(self._graph.layers, self._tensors, strict=True):
-            x = nn.functional.conv2d(x, weight, bias, groups=layer.groups)
-            if layer.relu:
-                x = x.relu_()
-            if layer.pool:
-                x = nn.functional.avg_pool2d(x, 2)
-        raw_map: NDArray[np.float32] = x.square_().sum(dim=1)[0].cpu().numpy()
-        return raw_map
+        planes = (pixels.float() - self._offset).permute(2, 0, 1)[None]
+        raw_map = torch.zeros(size, device=self._device)
+        for branch, tensors in zip(self._graph.branches, self._tensors, strict=True):
+            x = at_scale(planes, branch.scale)
+            for layer, (weight, bias) in zip(branch.layers, tensors, strict=True):
+                x = nn.functional.conv2d(x, weight, bias, groups=layer.groups)
+                if layer.relu:
+                    x = x.relu_()
+                if layer.pool:
+                    x = nn.functional.avg_pool2d(x, 2)
+            found = enlarged(x.square_().sum(dim=1), branch.scale)
+            raw_map += found[0, : size[0], : size[1]]
+        on_cpu: NDArray[np.float32] = raw_map.cpu().numpy()
+        return on_cpu
 
 
 def open_engine(bundle: Bundle | None, options: EngineOptions) -> Runtime:

@@ -41,6 +41,13 @@ def command(
     confidence: Annotated[
         float, typer.Option(help="How sure of that the threshold shall be.")
     ] = Promise().confidence,
+    still_px: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Parts lie still, up to so many pixels: a tolerance for each place.",
+        ),
+    ] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Of the engine; 0: all cores.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -48,6 +55,10 @@ def command(
 
     Thresholds belong to a runtime and precision, since engines differ a little: name each that the
     station may use. No defect is needed, and none looked at.
+
+    If parts always lie at one place and angle, say so with --still-px (16, say): much fainter
+    defects are found, since places that look unusual on good parts no longer set the threshold for
+    all others. It then fits this camera's frames only. Leave it away for webs and loose parts.
 
     [bold]linewatch calibrate bundles/NAME --good val/good --runtime openvino/bf16[/]
     """
@@ -62,6 +73,7 @@ def command(
             recipe=load_recipe(recipe) if recipe else None,
             out_dir=out or bundle.absolute().parent,
             promise=promise,
+            still_px=still_px,
             threads=threads,
             progress=update,
             note=notes.append,

@@ -15,7 +15,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +48,10 @@ from pipeline.summary import rows, summarise
 from pipeline.types import Label, Verdict
 from tools.baseline import baseline_scores, median_background, recall_at_false_rejects
 
-TRAIN_SEED, CALIBRATE_SEED, RECORD_SEEDS = 101, 102, (201, 202)
+TRAIN_SEEDS, CALIBRATE_SEEDS, RECORD_SEEDS = (101, 102), (103, 104, 105), (201, 202)
+"""Good frames are those of several days: the lamp drifts differently on each."""
+GOOD_EVERY = 5
+"""Of a day's frames, so that they show all of the lamp's drift."""
 GOALS = {"missing": 0, "defect_recall": 0.95, "false_reject_rate": 0.02}
 Image = NDArray[np.uint8]
 
@@ -62,18 +65,22 @@ class Demo:
     height: int = 768
     train_frames: int = 80
     calibrate_frames: int = 150
-    recorded_frames: int = 210
+    recorded_frames: int = 205
     """Of each camera."""
     defect_share: float = 0.35
     fps: float = 30.0
     min_area_px: int = 32
+    scales: tuple[int, ...] = (1, 2)
+    steps: int = 1500
+    still_px: int = 16
+    """How far parts lie from one another; the line shifts and turns them."""
 
     def line(self, seed: int) -> SyntheticLine:
         return SyntheticLine(self.width, self.height, False, seed, self.defect_share)
 
     @property
     def recipe(self) -> Recipe:
-        zones = self.line(TRAIN_SEED).inspected_zones()
+        zones = self.line(TRAIN_SEEDS[0]).inspected_zones()
         return Recipe(zones=zones, min_area_px=self.min_area_px)
 
     @property
@@ -121,13 +128,15 @@ def make_bundle(demo: Demo, runtime: str, *, quiet: bool) -> Path:
     from calibrate.calibration import calibrate
     from models.images import read_image
     from models.references import save_detector
+    from models.student import TrainingSettings
     from models.training import train
 
-    good = _render_good(demo, "train", TRAIN_SEED, demo.train_frames, quiet=quiet)
+    good = _render_good(demo, "train", TRAIN_SEEDS, demo.train_frames, quiet=quiet)
     with progress_bar("Training", None, quiet=quiet) as update:
         detector = train(
             good,
             "pdn_tiny",
+            settings=TrainingSettings(scales=demo.scales, steps=demo.steps),
             inspected=demo.inspected,
             progress=lambda what, done, n: update(done, n, what),
         )
@@ -139,28 +148,32 @@ def make_bundle(demo: Demo, runtime: str, *, quiet: bool) -> Path:
         provenance=detector.provenance,
         frames=[read_image(path, 1) for path in detector.held_out[:2]],
     )
-    fresh = _render_good(demo, "calibrate", CALIBRATE_SEED, demo.calibrate_frames, quiet=quiet)
+    fresh = _render_good(demo, "calibrate", CALIBRATE_SEEDS, demo.calibrate_frames, quiet=quiet)
     with progress_bar("Calibrating", None, quiet=quiet) as update:
         return calibrate(
             bundle,
             fresh,
             runtimes=[runtime],
             recipe=demo.recipe,
+            still_px=demo.still_px,
             out_dir=demo.out / "bundles",
             progress=update,
         )
 
 
-def _render_good(demo: Demo, name: str, seed: int, count: int, *, quiet: bool) -> list[Path]:
+def _render_good(
+    demo: Demo, name: str, seeds: Sequence[int], count: int, *, quiet: bool
+) -> list[Path]:
     folder = demo.out / "good" / name
     folder.mkdir(parents=True)
-    line = demo.line(seed)
-    paths = []
+    paths: list[Path] = []
     with progress_bar(f"Rendering good frames ({name})", count, quiet=quiet) as update:
-        for index in range(count):
-            paths.append(folder / f"{index:04d}.png")
-            write_png(paths[-1], line.render(index, good=True)[0])
-            update(index + 1, count)
+        for day, seed in enumerate(seeds):
+            line = demo.line(seed)
+            for index in range(len(range(day, count, len(seeds)))):
+                paths.append(folder / f"{seed}-{index:04d}.png")
+                write_png(paths[-1], line.render(GOOD_EVERY * index, good=True)[0])
+                update(len(paths), count)
     return paths
 
 
@@ -238,7 +251,7 @@ def baseline(
     demo: Demo, recordings: list[Path], truths: list[Truth], verdicts: list[Verdict]
 ) -> dict[str, Any]:
     """The plain baseline on the same frames, and ours measured in the same way."""
-    good_line = demo.line(TRAIN_SEED)
+    good_line = demo.line(TRAIN_SEEDS[0])
     background = median_background([good_line.render(n, good=True)[0] for n in range(31)])
     plain: dict[bool, list[float]] = {True: [], False: []}
     ours: dict[bool, list[float]] = {True: [], False: []}

@@ -18,7 +18,7 @@ from models.references import save_detector
 from models.student import TrainingSettings
 from models.teacher import load_teacher
 from models.training import train
-from models.variants import VARIANTS
+from models.variants import ALLOWED_SCALES, VARIANTS
 from pipeline.commands.progress import progress_bar
 from pipeline.config import load_recipe
 from pipeline.errors import ConfigError
@@ -45,9 +45,13 @@ def command(
     teacher: Annotated[
         Path | None, typer.Option(help="A teacher's file. Default: the built-in one.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="More is better, up to a point.")] = (
-        TrainingSettings().steps
-    ),
+    scales: Annotated[
+        str,
+        typer.Option(help="1, 2 (half the size: 4 times as fast) or 1,2: faint wide defects too."),
+    ] = ",".join(map(str, TrainingSettings().scales)),
+    steps: Annotated[
+        int, typer.Option(min=1, help="At each scale. More is better, up to a point.")
+    ] = TrainingSettings().steps,
     seed: Annotated[int, typer.Option(min=0, help="The same seed, the same bundle.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
     cache: Annotated[
@@ -66,6 +70,12 @@ def command(
     begun = time.monotonic()
     if variant not in VARIANTS:
         raise ConfigError(f"--variant {variant!r} found, expected one of {', '.join(VARIANTS)}")
+    try:
+        wanted = tuple(int(scale) for scale in scales.split(","))
+    except ValueError:
+        wanted = ()
+    if wanted not in ALLOWED_SCALES:
+        raise ConfigError(f"--scales {scales!r} found, expected 1, 2 or 1,2")
     if threads:
         torch.set_num_threads(threads)
     paths = list_images(good)
@@ -75,7 +85,7 @@ def command(
             paths,
             variant,
             channels=channels,
-            settings=TrainingSettings(steps=steps, seed=seed),
+            settings=TrainingSettings(scales=wanted, steps=steps, seed=seed),
             teacher=load_teacher(teacher, channels) if teacher else None,
             inspected=_inspected(recipe, paths[0]) if recipe else None,
             cache_dir=cache,

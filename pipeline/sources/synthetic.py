@@ -38,8 +38,8 @@ MAX_TURN_DEGREES: Final = 2.0
 MIN_CONTRAST_SIGMA: Final = 2.0
 MAX_CONTRAST_SIGMA: Final = 8.0
 MIN_VISIBILITY: Final = 30.0
-_STAMP_GUARD_PX: Final = MARGIN_PX + 4
-"""An output cell sees 16 px around its centre and is four pixels wide."""
+_STAMP_GUARD_PX: Final = MARGIN_PX + 8
+"""A cell of the map sees so far around its centre, and at half the frame's size is 8 px wide."""
 _SPARE_PX: Final = 192
 """How far the windows on the prepared noise may wander."""
 _TRIES: Final = 60

@@ -47,6 +47,7 @@ def write(out_dir: Path, **changes: Any) -> Path:
     content: dict[str, Any] = {
         "variant": "pdn_tiny",
         "in_channels": 1,
+        "scales": (1,),
         "weights": weights_of(model),
         "provenance": {"seed": 1},
         "calibration": Calibration(0.1, 0.2, {}),
@@ -189,18 +190,20 @@ def test_what_is_not_a_bundle(tmp_path: Path) -> None:
 
 
 def test_a_newer_schema_says_so(copy: Path) -> None:
-    newer = reseal(copy, lambda manifest: manifest.update(schema=2, surprise=[]))
-    with pytest.raises(BundleError, match=r"schema 2 found, .* newer linewatch"):
+    newer = reseal(copy, lambda manifest: manifest.update(schema=3, surprise=[]))
+    with pytest.raises(BundleError, match=r"schema 3 found, .* newer linewatch"):
         Bundle.load(newer)
 
 
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"schema": 0}, "schema: 0 found, expected 1"),
+        ({"schema": 0}, "schema 0 found, expected 2"),
         ({"schema": "1"}, "schema: '1' found, expected int"),
         ({"schema": True}, "schema: True found"),
         ({"kind": "patchcore"}, "kind: 'patchcore' found, expected 'student_teacher'"),
+        ({"schema": 1}, "made by an older linewatch; train it again"),
+        ({"scales": [1, 4]}, "scales: [1, 4] found, expected [1] or [2] or [1, 2]"),
         ({"stride": 8}, "stride: 8 found, expected 4"),
         ({"in_channels": 2}, "in_channels: 2 found, expected 1 or 3"),
         ({"provenance": None}, "provenance: None found, expected dict"),
@@ -262,7 +265,7 @@ def test_reference_crops_fit_small_and_odd_frames(hw: tuple[int, int]) -> None:
     references = make_references(untrained_model("pdn_tiny", 3), [textured_frame(*hw, 3)])
     assert len(references) == 4
     for reference in references:
-        height, width = (side - 32 for side in reference.padded.shape[:2])
+        height, width = (side - 64 for side in reference.padded.shape[:2])
         assert (height, width) == (min(96, hw[0]), min(96, hw[1]))
         assert reference.raw_map.shape == map_hw(height, width)
     peaks = [float(reference.raw_map.max()) for reference in references]

@@ -38,14 +38,14 @@ def test_crops_of_all_sizes(channels: int) -> None:
     crops = source(tiles)
     for _ in range(30):
         numbers: list[int] = []
-        for group in crops.draw():
+        for group in (batch := crops.draw()).groups:
             _, height, width, depth = group.pixels.shape
             assert depth == channels
             assert group.cells.shape[1:] == cells_hw(height, width)
             seen.add((height, width))
             numbers += group.numbers
         assert sorted(numbers) == list(range(6))
-        crops.report([0.0] * 6)
+        crops.report(batch, [0.0] * 6)
     assert seen <= {(33, 33), (50, 64), (64, 64)}
     assert (64, 64) in seen
 
@@ -53,7 +53,7 @@ def test_crops_of_all_sizes(channels: int) -> None:
 def test_good_crops_are_as_they_lie() -> None:
     tiles = tile_set([(100, 120, 1)])
     whole = tiles[0]
-    for group in source(tiles, spoiled=0.0).draw():
+    for group in source(tiles, spoiled=0.0).draw().groups:
         assert (group.cells == GOOD).all()
         for crop in group.pixels.numpy():
             windows = np.lib.stride_tricks.sliding_window_view(whole[..., 0], (64, 64))
@@ -62,7 +62,7 @@ def test_good_crops_are_as_they_lie() -> None:
 
 def test_numbers_of_defects_differ_between_crops() -> None:
     crops = source(tile_set([(200, 200, 1)]), spoiled=1.0)
-    (group,) = crops.draw()
+    (group,) = crops.draw().groups
     numbers = [set(cells[cells > 0].tolist()) for cells in group.cells]
     assert sum(map(len, numbers)) == len(set().union(*numbers)) > 0
 
@@ -96,23 +96,25 @@ def test_uninspected_cells_ask_nothing() -> None:
     inspected = np.zeros((100, 100), np.bool_)
     masked = TileSet(tiles.data, tiles.shapes, tiles.offsets, tiles.image, tiles.origins, inspected)
     for _ in range(5):
-        for group in source(masked).draw():
+        for group in source(masked).draw().groups:
             assert (group.cells == UNSURE).all()
 
 
 def test_hard_places_come_back() -> None:
     tiles = tile_set([(285, 285, 1)] * 20)
     crops = source(tiles, spoiled=0.0, revisited=0.5)
-    (first,) = crops.draw()
-    crops.report([1e6, 0, 0, 0, 0, 0])
+    batch = crops.draw()
+    (first,) = batch.groups
+    crops.report(batch, [1e6, 0, 0, 0, 0, 0])
     hard = first.pixels[0, REVISIT_PX:-REVISIT_PX, REVISIT_PX:-REVISIT_PX, 0].numpy()
     again = 0
     for _ in range(20):
-        (group,) = crops.draw()
+        batch = crops.draw()
+        (group,) = batch.groups
         for crop in group.pixels.numpy():
             windows = np.lib.stride_tricks.sliding_window_view(crop[..., 0], hard.shape)
             again += int((windows == hard).all(axis=(2, 3)).any())
-        crops.report([0.0] * 6)  # learnt: no longer hard
+        crops.report(batch, [0.0] * 6)  # learnt: no longer hard
         if not again:
             continue
         break
@@ -126,8 +128,9 @@ def test_one_seed_one_series() -> None:
         crops = source(tiles, seed, revisited=0.5)
         pixels = []
         for step in range(4):
-            pixels += [group.pixels.numpy() for group in crops.draw()]
-            crops.report([float(step + k) for k in range(6)])
+            batch = crops.draw()
+            pixels += [group.pixels.numpy() for group in batch.groups]
+            crops.report(batch, [float(step + k) for k in range(6)])
         series.append(np.concatenate(pixels))
     assert (series[0] == series[1]).all()
     assert (series[0] != series[2]).any()

@@ -62,7 +62,7 @@ def test_files_of_a_folder(tmp_path: Path) -> None:
 
 def test_margin_reflects_without_repeating_the_edge() -> None:
     frame = np.arange(40 * 50, dtype=np.uint16).reshape(40, 50, 1).astype(np.uint8)
-    padded = pad_frame(frame)
+    padded = pad_frame(frame, 16)
     assert padded.shape == (72, 82, 1)
     assert (padded[16:-16, 16:-16] == frame).all()
     assert (padded[15, 16:-16] == frame[1]).all()

@@ -21,7 +21,7 @@ from models.untrained import untrained_bundle
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Bundle.load(untrained_bundle(tmp_path_factory.mktemp("bundle")))
+    return Bundle.load(untrained_bundle(tmp_path_factory.mktemp("bundle"), scales=(1, 2)))
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,13 @@ def test_bf16_passes_with_room_to_spare(bundle: Bundle) -> None:
     assert 1e-4 < worst < 0.7 * TOLERANCE["bf16"]
 
 
-@pytest.mark.parametrize("tensor", ["student.conv1.bias", "feature_std", "input_mean"])
+@pytest.mark.parametrize(
+    "tensor", ["scale2.student.conv1.bias", "scale1.feature_std", "input_mean"]
+)
 def test_slightly_wrong_weights_are_refused(bundle: Bundle, tensor: str) -> None:
     weights = bundle.weights()
     weights[tensor] = weights[tensor] * np.float32(1.02)
-    engine = TorchRuntime(fuse(weights, bundle.variant, 1), EngineOptions())
+    engine = TorchRuntime(fuse(weights, bundle.variant, 1, bundle.scales), EngineOptions())
     with pytest.raises(ParityError, match=r"torch/f32/cpu: .* off by .* at most 0.002"):
         check_parity(engine, bundle)
 
@@ -57,8 +59,8 @@ def test_an_engine_that_does_nothing_or_gives_nan_is_refused(bundle: Bundle) -> 
     with pytest.raises(ParityError, match="null/none"):
         check_parity(NullRuntime(), bundle)
     weights = bundle.weights()
-    graph = fuse(weights, bundle.variant, 1)
-    graph.layers[0].bias[0] = np.nan
+    graph = fuse(weights, bundle.variant, 1, bundle.scales)
+    graph.branches[0].layers[0].bias[0] = np.nan
     with pytest.raises(ParityError, match="nan"):
         check_parity(TorchRuntime(graph, EngineOptions()), bundle)
 

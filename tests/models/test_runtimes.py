@@ -23,7 +23,7 @@ from models.runtimes.null import CALIBRATION, NullRuntime
 from models.runtimes.openvino_ import OpenVinoRuntime
 from models.tiles import pad_frame
 from models.untrained import textured_frame, untrained_bundle, untrained_model
-from models.variants import map_hw
+from models.variants import FRAME_MARGIN_PX, map_hw
 
 THRESHOLDS = EngineThresholds(0.5, 0.4, 10, 0, 0.3, 0.95, "for a test")
 TOLERANCE = {"f32": 2e-5, "bf16": 0.06}
@@ -48,7 +48,7 @@ def with_thresholds(bundle: Bundle, folder: Path, *engines: str) -> Bundle:
 
 def infer(runtime: Runtime, frames: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
     out = [np.full(map_hw(*frame.shape[:2]), np.nan, np.float32) for frame in frames]
-    peaks = runtime.infer([pad_frame(frame) for frame in frames], out)
+    peaks = runtime.infer([pad_frame(frame, FRAME_MARGIN_PX) for frame in frames], out)
     assert peaks == [float(raw_map.max()) for raw_map in out]
     return out
 
@@ -67,7 +67,7 @@ def test_engine_equals_reference_for_mixed_sizes(
     frames[3][20:30, 30:60] = 255  # something unusual: large values must agree too
     model = untrained_model("pdn_tiny", channels)
     for found, frame in zip(infer(runtime, frames), frames, strict=True):
-        expected = reference_map(model, pad_frame(frame))
+        expected = reference_map(model, pad_frame(frame, FRAME_MARGIN_PX))
         assert np.abs(found - expected).max() <= TOLERANCE[precision] * expected.max()
     runtime.close()
 
@@ -90,9 +90,9 @@ def test_frames_and_maps_in_a_larger_buffer(bundles: dict[int, Bundle]) -> None:
         runtime = open_runtime(bundles[1], name, precision, threads=2, calibrating=True)
         frame = textured_frame(64, 80, 1)
         [expected] = infer(runtime, [frame])
-        wide = np.zeros((96, 160, 1), np.uint8)
-        strided = wide[:, 3:115]
-        strided[...] = pad_frame(frame)
+        wide = np.zeros((128, 190, 1), np.uint8)
+        strided = wide[:, 3:147]
+        strided[...] = pad_frame(frame, FRAME_MARGIN_PX)
         strided.flags.writeable = False
         room = np.full((16, 50), -1, np.float32)
         runtime.infer([strided], [room[:, 5:25]])
@@ -122,12 +122,12 @@ def test_openvino_keeps_a_bounded_number_of_shapes(bundles: dict[int, Bundle]) -
 @pytest.mark.parametrize(
     ("frame", "raw_map", "what"),
     [
-        (np.zeros((96, 96, 3), np.uint8), np.zeros((16, 16), np.float32), "channels"),
-        (np.zeros((96, 96), np.uint8), np.zeros((16, 16), np.float32), "channels"),
-        (np.zeros((96, 96, 1), np.float32), np.zeros((16, 16), np.float32), "uint8"),
-        (np.zeros((64, 96, 1), np.uint8), np.zeros((8, 16), np.float32), "at least 33x33"),
-        (np.zeros((96, 96, 1), np.uint8), np.zeros((17, 16), np.float32), "room"),
-        (np.zeros((96, 96, 1), np.uint8), np.zeros((16, 16), np.float64), "room"),
+        (np.zeros((128, 128, 3), np.uint8), np.zeros((16, 16), np.float32), "channels"),
+        (np.zeros((128, 128), np.uint8), np.zeros((16, 16), np.float32), "channels"),
+        (np.zeros((128, 128, 1), np.float32), np.zeros((16, 16), np.float32), "uint8"),
+        (np.zeros((96, 128, 1), np.uint8), np.zeros((8, 16), np.float32), "at least 33x33"),
+        (np.zeros((128, 128, 1), np.uint8), np.zeros((17, 16), np.float32), "room"),
+        (np.zeros((128, 128, 1), np.uint8), np.zeros((16, 16), np.float64), "room"),
     ],
 )
 @pytest.mark.parametrize("name", ["torch", "openvino"])
@@ -195,7 +195,7 @@ available_runtimes()
 before = "openvino" in sys.modules
 engine = open_runtime(Bundle.load({str(bundle.path)!r}), threads=1, shapes=[(64, 64, 1)])
 out = np.empty((16, 16), np.float32)
-engine.infer([np.zeros((96, 96, 1), np.uint8)], [out])
+engine.infer([np.zeros((128, 128, 1), np.uint8)], [out])
 roots = {{name.partition(".")[0] for name in sys.modules}}
 print(json.dumps([before, "openvino" in roots,
     sorted(roots & {{"torch", "pipeline", "calibrate", "cv2", "sklearn", "scipy"}})]))

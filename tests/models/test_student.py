@@ -15,7 +15,7 @@ SETTINGS = TrainingSettings()
 
 
 def test_the_student_begins_near_the_normalised_teacher_and_not_at_it() -> None:
-    model = untrained_model()
+    model = untrained_model().pair(1)
     model.feature_mean.copy_(torch.linspace(-1, 1, len(model.feature_mean)))
     model.feature_std.copy_(torch.linspace(0.5, 2, len(model.feature_std)))
     pixels = torch.randint(0, 256, (2, 97, 97, 1), dtype=torch.uint8)

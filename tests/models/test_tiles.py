@@ -22,7 +22,7 @@ from models.untrained import textured_frame, untrained_model
 from models.variants import MARGIN_PX, map_hw
 
 SIDES = st.integers(33, 300)
-MODELS = {channels: untrained_model("pdn_tiny", channels) for channels in (1, 3)}
+MODELS = {channels: untrained_model("pdn_tiny", channels).pair(1) for channels in (1, 3)}
 
 
 @torch.inference_mode()
@@ -49,7 +49,7 @@ def test_maps_of_tiles_are_the_map_of_the_frame(
     height: int, width: int, channels: int, tile: int
 ) -> None:
     frame = textured_frame(height, width, channels, seed=height + width)
-    padded, model = pad_frame(frame), MODELS[channels]
+    padded, model = pad_frame(frame, MARGIN_PX), MODELS[channels]
     whole = map_of(model, padded)
     assert whole.shape == map_hw(height, width)
     for place in tile_grid(height, width, tile):
@@ -59,7 +59,7 @@ def test_maps_of_tiles_are_the_map_of_the_frame(
 
 def test_a_shift_by_two_pixels_is_another_map() -> None:
     """Why origins are multiples of 4: it is what the equality above rests on."""
-    padded, model = pad_frame(textured_frame(128, 128, 1)), MODELS[1]
+    padded, model = pad_frame(textured_frame(128, 128, 1), MARGIN_PX), MODELS[1]
     whole, shifted = map_of(model, padded), map_of(model, padded[2:, 2:])
     assert np.abs(shifted - whole).mean() > 0.01 * whole.mean()
 
@@ -69,12 +69,12 @@ def test_the_margin_is_real_where_the_frame_goes_on() -> None:
     place = tile_grid(600, 540)[4]
     assert (place.top, place.left) == (256, 256)
     expected = frame[256 - 16 : 256 + 269, 256 - 16 : 256 + 269]
-    assert (cut(pad_frame(frame), place) == expected).all()
+    assert (cut(pad_frame(frame, MARGIN_PX), place) == expected).all()
 
 
 def test_margin_is_a_reflection() -> None:
     frame = np.arange(40, dtype=np.uint8)[None, :, None].repeat(40, axis=0)
-    padded = pad_frame(frame)
+    padded = pad_frame(frame, MARGIN_PX)
     assert padded.shape == (72, 72, 1)
     assert padded[20, :18, 0].tolist() == [16, 15, *range(14, -1, -1), 1]
     assert (padded[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX] == frame).all()

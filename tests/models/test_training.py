@@ -14,6 +14,8 @@ import torch
 
 from models.efficientad import hard_feature_loss
 from models.errors import DataError
+from models.images import read_image
+from models.references import reference_map
 from models.student import TrainingSettings, check_settings
 from models.teacher import Teacher
 from models.tiles import build_tiles, pad_frame
@@ -25,12 +27,13 @@ from models.training import (
     train,
 )
 from models.untrained import textured_frame, untrained_model
+from models.variants import FRAME_MARGIN_PX
 
 QUICK = TrainingSettings(steps=3, batch=2, crop_px=64)
 
 
 def random_teacher(channels: int) -> Teacher:
-    model = untrained_model("pdn_tiny", channels)
+    model = untrained_model("pdn_tiny", channels).pair(1)
     return Teacher(model.teacher, model.input_mean, model.input_std, "random", "none")
 
 
@@ -55,7 +58,8 @@ def test_a_spot_stands_out(texture: TrainedDetector) -> None:
     good, bad = frame, frame.copy()
     cv2.circle(bad, (100, 80), 5, 30, -1)
     with torch.inference_mode():
-        maps = [texture.model(torch.from_numpy(pad_frame(f)[None]))[0].numpy() for f in (good, bad)]
+        padded = [torch.from_numpy(pad_frame(f, FRAME_MARGIN_PX)[None]) for f in (good, bad)]
+        maps = [texture.model(frame)[0].numpy() for frame in padded]
     rise = maps[1] - maps[0]
     row, column = np.unravel_index(rise.argmax(), rise.shape)
     assert abs(4 * row - 80) <= 16
@@ -71,10 +75,10 @@ def test_losses_fall(texture: TrainedDetector) -> None:
 
 def test_quantiles_are_those_of_the_held_out_images(texture: TrainedDetector) -> None:
     tiles = build_tiles(texture.held_out, 1, tile=128)
+    pair = texture.model.pair(1)
     with torch.inference_mode():
         maps = [
-            texture.model(torch.from_numpy(np.array(tiles[k])[None]))[0].numpy()
-            for k in range(len(tiles))
+            pair(torch.from_numpy(np.array(tiles[k])[None]))[0].numpy() for k in range(len(tiles))
         ]
     low, high = np.quantile(np.stack(maps), [0.9, 0.995])
     assert texture.q_a == pytest.approx(low, rel=1e-3)
@@ -100,7 +104,9 @@ def test_one_seed_one_result(tmp_path: Path) -> None:
     states = [run.model.state_dict() for run in runs]
     for name, tensor in states[0].items():
         assert torch.equal(tensor, states[1][name])
-    assert not torch.equal(states[0]["student.conv1.weight"], states[2]["student.conv1.weight"])
+    assert not torch.equal(
+        states[0]["pairs.0.student.conv1.weight"], states[2]["pairs.0.student.conv1.weight"]
+    )
     assert (runs[0].q_a, runs[0].q_b, runs[0].losses) == (runs[1].q_a, runs[1].q_b, runs[1].losses)
 
 
@@ -185,7 +191,7 @@ def test_settings_that_cannot_be_trained_with(name: str, value: float) -> None:
 
 def test_teacher_statistics_are_exact(tmp_path: Path) -> None:
     tiles = build_tiles(write(tmp_path / "good", [(60, 90), (128, 100), (80, 33)]), 1)
-    model = untrained_model()
+    model = untrained_model().pair(1)
     with torch.inference_mode():
         whole = torch.cat(
             [
@@ -203,12 +209,15 @@ def test_teacher_statistics_are_exact(tmp_path: Path) -> None:
 
 
 def test_quantiles_over_all_tiles(tmp_path: Path) -> None:
-    tiles = build_tiles(write(tmp_path / "good", [(256, 256)] * 2), 1)
-    model = untrained_model()
-    low, high = map_quantiles(model, tiles, QUICK, lambda *_: None)
-    with torch.inference_mode():
-        maps = np.stack([model(torch.from_numpy(np.array(tiles[k])[None]))[0] for k in (0, 1)])
-    assert (low, high) == tuple(np.quantile(maps, [0.9, 0.995]))
+    paths = write(tmp_path / "good", [(300, 256)] * 2)
+    model = untrained_model(scales=(1, 2))
+    inspected = np.zeros((300, 256), np.bool_)
+    inspected[:, :128] = True
+    low, high = map_quantiles(model, paths, inspected, QUICK, lambda *_: None)
+    wholes = [reference_map(model, pad_frame(read_image(p, 1), FRAME_MARGIN_PX)) for p in paths]
+    # Two tiles each; the lower one begins 44 px down and repeats the rows between.
+    parts = [np.concatenate([whole[:64, :32], whole[11:, :32]]) for whole in wholes]
+    assert (low, high) == pytest.approx(tuple(np.quantile(np.stack(parts), [0.9, 0.995])), rel=0.02)
 
 
 def test_hard_loss_is_the_mean_of_the_largest() -> None:

@@ -1,0 +1,89 @@
+"""A tolerance for each place of a part that lies still: how high the map rises there on good parts.
+
+Some places of a good part always look a little unusual (a print's corner, a cast edge). One
+threshold for all would have to let everything else rise as high. Where parts lie within a few
+pixels of one place, the decision rule can ask for less where good parts give less:
+
+1. The highest score of each cell over all good images.
+2. The highest of it within reach, then the mean within reach: a part may lie anywhere within.
+3. Its share of the highest, at least `LEAST`, in 255ths and rounded up.
+
+An image has had a part in its own tolerance, so its score by it is too low. For the thresholds
+each image is scored by the tolerance of all others (the jackknife of Barber, Candès, Ramdas and
+Tibshirani, Annals of Statistics 49, 2021). A new image meets a tolerance that knows one image more,
+and is therefore no stricter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.scores import GoodMap, Scorer
+from models.variants import STRIDE
+from pipeline.errors import DataError
+from pipeline.tolerance import MOST_TOLERANT, Tolerance
+
+LEAST = 0.1
+"""Of the highest tolerance: below, one speck of dust more would reject a part."""
+MIN_IMAGES = 20
+"""Fewer have not shown what good parts look like at every place."""
+Scores = NDArray[np.float32]
+
+
+class Places:
+    """What good maps show at each place; all of one frame size."""
+
+    def __init__(self, maps: Sequence[GoodMap], scorer: Scorer, still_px: int) -> None:
+        """scorer: by the recipe that will serve. still_px: how far parts lie from one another.
+
+        Raises `DataError` for too few maps, and for maps of different sizes.
+        """
+        if len(maps) < MIN_IMAGES:
+            raise DataError(
+                f"{len(maps)} good images found, expected at least {MIN_IMAGES} to learn a "
+                "tolerance for each place: add images of other good parts, or leave --still-px away"
+            )
+        sizes = sorted({good.frame_hw for good in maps})
+        if len(sizes) > 1:
+            raise DataError(
+                f"good images of {sizes[0][1]}x{sizes[0][0]} and {sizes[-1][1]}x{sizes[-1][0]} "
+                "found, expected one size: parts that lie still are taken by one camera"
+            )
+        self._maps = maps
+        self._side = 2 * -(-still_px // STRIDE) + 1
+        rule = scorer.rule(maps[0])
+        shape = maps[0].raw_map.shape
+        self._first: Scores = np.zeros(shape, np.float32)
+        self._second: Scores = np.zeros(shape, np.float32)
+        self._whose: NDArray[np.int64] = np.full(shape, -1)
+        for number, good in enumerate(maps):
+            score = rule.scores(good.raw_map)
+            over = score > self._first
+            self._second = np.where(over, self._first, np.maximum(self._second, score))
+            self._first[over], self._whose[over] = score[over], number
+        self._unit = max(float(self._smooth(self._first).max()), float(np.finfo(np.float32).tiny))
+
+    def tolerance(self) -> Tolerance:
+        """uint8 (h, w), 1..255: of all images."""
+        return self._shares(self._first)
+
+    def left_out(self) -> Iterator[GoodMap]:
+        """Each map with the tolerance of all others."""
+        for number, good in enumerate(self._maps):
+            others = np.where(self._whose == number, self._second, self._first)
+            yield replace(good, tolerance=self._shares(others))
+
+    def _smooth(self, highest: Scores) -> Scores:
+        reached = cv2.dilate(highest, np.ones((self._side, self._side), np.uint8))
+        return np.asarray(
+            cv2.blur(reached, (self._side, self._side), borderType=cv2.BORDER_REPLICATE), np.float32
+        )
+
+    def _shares(self, highest: Scores) -> Tolerance:
+        share = np.clip(self._smooth(highest) / np.float32(self._unit), LEAST, 1.0)
+        return np.asarray(np.ceil(share * MOST_TOLERANT), np.uint8)
