@@ -22,6 +22,7 @@ def find_defects(
     min_area_px: int,
     merge_px: int,
     box_fraction: float,
+    spread_px: int,
 ) -> list[Defect]:
     """Group flagged cells into defects, strongest first.
 
@@ -29,8 +30,9 @@ def find_defects(
     scores: float32 (n,), the positive normalised scores of the flagged cells in row-major order.
     merge_px: cells with at most this many unflagged pixels between them are one defect (0: only
         touching ones, diagonally too), rounded down to whole cells.
-    box_fraction: a box spans the cells above this share of its defect's peak, because the 33 px
-        receptive field smears a small defect over many cells.
+    box_fraction, spread_px: the network's view smears a defect over the cells around it. A box
+        spans the cells above this share of its defect's peak, and each side that is not the frame's
+        own moves inwards by so many pixels, as long as a cell's width is left.
 
     Defects under `min_area_px` (flagged cells times 16) are left out. Ties: in reading order of
     their first cells.
@@ -57,19 +59,18 @@ def find_defects(
         np.maximum.at(high[axis], member, values)
 
     height, width = frame_hw
-    half = MAP_STRIDE // 2
+    begin = np.maximum(low * MAP_STRIDE - MAP_STRIDE // 2, 0)
+    end = np.minimum(high * MAP_STRIDE + MAP_STRIDE // 2, np.array([[width], [height]]))
+    shrink = np.minimum(spread_px, np.maximum(0, (end - begin - MAP_STRIDE) // 2))
+    left, top = np.where(begin > 0, begin + shrink, begin)
+    right, bottom = np.where(end < np.array([[width], [height]]), end - shrink, end)
     kept = np.flatnonzero(area >= max(min_area_px, 1))
     first = np.empty(count, np.int64)
     first[group[::-1]] = where[::-1]  # of equal indices the last one assigned stays
     kept = kept[np.lexsort((first[kept], -peak[kept]))]
     return [
         Defect(
-            box_xyxy=(
-                max(0, int(low[0, g]) * MAP_STRIDE - half),
-                max(0, int(low[1, g]) * MAP_STRIDE - half),
-                min(width, int(high[0, g]) * MAP_STRIDE + half),
-                min(height, int(high[1, g]) * MAP_STRIDE + half),
-            ),
+            box_xyxy=(int(left[g]), int(top[g]), int(right[g]), int(bottom[g])),
             area_px=int(area[g]),
             peak_score=float(peak[g]),
         )

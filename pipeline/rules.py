@@ -149,6 +149,7 @@ class DecisionRule:
             min_area_px=self.recipe.min_area_px,
             merge_px=self.recipe.merge_px,
             box_fraction=self.recipe.box_fraction,
+            spread_px=self.recipe.spread_px,
         )
         image_score = defects[0].peak_score if defects else 0.0
         failed = image_score >= self.image_threshold

@@ -21,6 +21,7 @@ def find(
     min_area_px: int = 0,
     merge_px: int = 0,
     box_fraction: float = 0.5,
+    spread_px: int = 0,
 ) -> list[Defect]:
     """`find_defects` of a map in which everything positive is flagged."""
     flagged = scores > 0
@@ -31,6 +32,7 @@ def find(
         min_area_px=min_area_px,
         merge_px=merge_px,
         box_fraction=box_fraction,
+        spread_px=spread_px,
     )
 
 
@@ -41,6 +43,7 @@ def reference(
     min_area_px: int,
     merge_px: int,
     box_fraction: float,
+    spread_px: int,
 ) -> list[Defect]:
     """The same by flood fill, cell by cell."""
     left = [(int(i), int(j)) for i, j in np.argwhere(scores > 0)]
@@ -64,9 +67,22 @@ def reference(
             min(max(columns) * 4 + 2, frame_hw[1]),
             min(max(rows) * 4 + 2, frame_hw[0]),
         )
+        x = inwards(box[0], box[2], frame_hw[1], spread_px)
+        y = inwards(box[1], box[3], frame_hw[0], spread_px)
+        box = (x[0], y[0], x[1], y[1])
         if len(cells) * 16 >= min_area_px:
             found.append(Defect(box, len(cells) * 16, float(peak)))
     return sorted(found, key=lambda defect: -defect.peak_score)  # stable: ties in reading order
+
+
+def inwards(begin: int, end: int, side: int, spread_px: int) -> tuple[int, int]:
+    """Both ends pixel by pixel towards each other, but not from the frame's border."""
+    first, last = begin, end
+    for _ in range(spread_px):
+        if last - first < 4 + 2:
+            break
+        first, last = first + 1, last - 1
+    return (first if begin > 0 else begin), (last if end < side else end)
 
 
 @st.composite
@@ -90,12 +106,14 @@ def score_maps(draw: st.DrawFn) -> tuple[NDArray[np.float32], tuple[int, int]]:
     min_area_px=st.sampled_from([0, 1, 16, 17, 32, 200]),
     merge_px=st.one_of(st.integers(0, 30), st.sampled_from([1000, 10**9])),
     box_fraction=st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.99]),
+    spread_px=st.sampled_from([0, 1, 5, 6, 1000]),
 )
 def test_equals_the_flood_fill(
     made: tuple[NDArray[np.float32], tuple[int, int]],
     min_area_px: int,
     merge_px: int,
     box_fraction: float,
+    spread_px: int,
 ) -> None:
     scores, frame_hw = made
     found = find(
@@ -104,6 +122,7 @@ def test_equals_the_flood_fill(
         min_area_px=min_area_px,
         merge_px=merge_px,
         box_fraction=box_fraction,
+        spread_px=spread_px,
     )
     assert found == reference(
         scores,
@@ -111,6 +130,7 @@ def test_equals_the_flood_fill(
         min_area_px=min_area_px,
         merge_px=merge_px,
         box_fraction=box_fraction,
+        spread_px=spread_px,
     )
     for x0, y0, x1, y1 in (defect.box_xyxy for defect in found):
         assert 0 <= x0 < x1 <= frame_hw[1]

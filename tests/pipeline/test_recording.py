@@ -30,7 +30,7 @@ def test_round_trip_is_bit_exact(tmp_path: Path, shape: tuple[int, ...]) -> None
     assert probe(config) == shape
     source = open_source(config)
     height, width, channels = source.shape_hwc
-    padded = np.zeros((height + 32, width + 32, channels), np.uint8)
+    padded = np.zeros((height + 64, width + 64, channels), np.uint8)
     inside = padded[16:-16, 16:-16]
     for number, frame in enumerate(frames):
         grab = source.read()

@@ -142,7 +142,7 @@ def test_the_source_gives_the_lines_frames() -> None:
     config = _config(frames=6)
     assert probe(config) == (256, 320, 1)
     source = open_source(config, 2)
-    slot = np.zeros((256 + 32, 320 + 32, 1), np.uint8)
+    slot = np.zeros((256 + 64, 320 + 64, 1), np.uint8)
     for index in range(2, 6):
         grab = source.read()
         assert grab is not None
