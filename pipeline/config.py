@@ -157,8 +157,8 @@ class Recipe(Strict):
     merge_px: int = Field(default=8, ge=0)
     max_boxes: int = Field(default=64, ge=1, le=4096)
     """At most as many as a message may hold (`pipeline.wire`)."""
-    box_fraction: float = Field(default=0.4, ge=0, lt=1)
-    spread_px: int = Field(default=6, ge=0)
+    box_fraction: float = Field(default=0.5, ge=0, lt=1)
+    spread_px: int = Field(default=0, ge=0)
     """A box spans the cells of its component above this fraction of the component's peak."""
     zones: tuple[Zone, ...] = ()
 

@@ -70,9 +70,11 @@ class Demo:
     defect_share: float = 0.35
     fps: float = 30.0
     min_area_px: int = 32
+    box_fraction: float = 0.4
+    spread_px: int = 6
     scales: tuple[int, ...] = (1, 2)
     steps: int = 1500
-    still_px: int = 16
+    still_px: int = 20
     """How far parts lie from one another; the line shifts and turns them."""
 
     def line(self, seed: int) -> SyntheticLine:
@@ -81,7 +83,12 @@ class Demo:
     @property
     def recipe(self) -> Recipe:
         zones = self.line(TRAIN_SEEDS[0]).inspected_zones()
-        return Recipe(zones=zones, min_area_px=self.min_area_px)
+        return Recipe(
+            zones=zones,
+            min_area_px=self.min_area_px,
+            box_fraction=self.box_fraction,
+            spread_px=self.spread_px,
+        )
 
     @property
     def inspected(self) -> NDArray[np.bool_]:
@@ -126,6 +133,7 @@ def make_bundle(demo: Demo, runtime: str, *, quiet: bool) -> Path:
     """Learn from rendered good frames and calibrate on others; the calibrated bundle."""
     # torch is loaded by the two commands that learn, and by nothing else.
     from calibrate.calibration import calibrate
+    from calibrate.thresholds import Promise
     from models.images import read_image
     from models.references import save_detector
     from models.student import TrainingSettings
@@ -155,6 +163,7 @@ def make_bundle(demo: Demo, runtime: str, *, quiet: bool) -> Path:
             fresh,
             runtimes=[runtime],
             recipe=demo.recipe,
+            promise=Promise(false_reject=GOALS["false_reject_rate"]),
             still_px=demo.still_px,
             out_dir=demo.out / "bundles",
             progress=update,
