@@ -87,7 +87,7 @@ def calibrate(
             )
         try:
             maps = raw_maps(
-                runtime, good, bundle.in_channels, _shifted(progress, number, len(chosen))
+                runtime, good, bundle.in_channels, recipe, _shifted(progress, number, len(chosen))
             )
         finally:
             runtime.close()

@@ -16,6 +16,7 @@ from models.variants import FRAME_MARGIN_PX, map_hw
 from pipeline.config import Recipe
 from pipeline.rules import DecisionRule, Thresholds
 from pipeline.tolerance import Tolerance
+from pipeline.window import inspected_window
 
 Frame = Path | NDArray[np.uint8]
 """An image file, or uint8 (H, W, C) of the bundle's channels."""
@@ -37,9 +38,12 @@ def raw_maps(
     runtime: Runtime,
     frames: Sequence[Frame],
     in_channels: int,
+    recipe: Recipe,
     progress: Progress | None = None,
 ) -> list[GoodMap]:
     """Full-size frames through the engine, one by one: about 1/4 of a grey frame's bytes is kept.
+
+    As on the line, it looks at what the recipe inspects; elsewhere the map is 0.
 
     Raises `models.errors.DataError` for a file that is no frame of these channels.
     """
@@ -47,8 +51,10 @@ def raw_maps(
     for number, frame in enumerate(frames):
         pixels = read_image(frame, in_channels) if isinstance(frame, Path) else frame
         height, width = pixels.shape[:2]
-        raw_map = np.empty(map_hw(height, width), np.float32)
-        runtime.infer([pad_frame(pixels, FRAME_MARGIN_PX)], [raw_map])
+        raw_map = np.zeros(map_hw(height, width), np.float32)
+        window = inspected_window(recipe, (height, width))
+        padded = pad_frame(pixels, FRAME_MARGIN_PX)
+        runtime.infer([window.padded(padded)], [window.cells(raw_map)])
         name = str(frame) if isinstance(frame, Path) else f"frame {number}"
         maps.append(GoodMap(name, (height, width), raw_map))
         if progress is not None:

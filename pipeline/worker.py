@@ -14,7 +14,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from pipeline.rules import Thresholds
 from pipeline.stage import WAKE_MS, Stage, drain, main, wake
 from pipeline.tolerance import check_tolerance, to_text
 from pipeline.types import MARGIN_PX, map_hw
+from pipeline.window import Window, inspected_window
 
 MAX_ATTEMPTS = 2
 _BUSY_FACTOR = 10
@@ -46,13 +47,23 @@ class Job:
     generation: int
 
 
+Windows = Mapping[FrameRing, Window]
+"""What the engine looks at of each camera's frames; the whole frame where a camera has none."""
+
+
 def work(stage: Stage) -> None:
-    rings = list(stage.rings().values())
+    cameras = stage.station.config.cameras
+    windows = {
+        ring: inspected_window(cameras[camera].recipe, ring.shape_hwc[:2])
+        for camera, ring in stage.rings().items()
+    }
+    rings = list(windows)
+    shapes = [(*window.hw, ring.shape_hwc[2]) for ring, window in windows.items()]
     config = stage.station.config.worker
     inbox = stage.listen()
     outbox = stage.call("decision")
-    runtime = _open(stage, config, [ring.shape_hwc for ring in rings])
-    batch_ms = warm_up(runtime, [ring.shape_hwc for ring in rings])
+    runtime = _open(stage, config, shapes, [ring.shape_hwc[:2] for ring in rings])
+    batch_ms = warm_up(runtime, shapes)
     stage.log.info("engine %s, %.1f ms for the slowest frame", runtime.engine_id, batch_ms)
     stage.board.set_busy_limit_ms(stage.name, _BUSY_FACTOR * batch_ms * config.max_batch)
     stage.board.set_state(stage.name, READY)
@@ -61,7 +72,7 @@ def work(stage: Stage) -> None:
         drain(inbox)
         stage.board.beat(stage.name)
         while jobs := next_batch(rings, config.max_batch):
-            infer(stage, runtime, jobs)
+            infer(stage, runtime, jobs, windows)
             wake(outbox)
             stage.board.beat(stage.name)
             if stage.board.order == QUIT:
@@ -93,19 +104,28 @@ def next_batch(rings: Sequence[FrameRing], limit: int) -> list[Job]:
     return jobs
 
 
-def infer(stage: Stage, runtime: Runtime, jobs: Sequence[Job]) -> None:
-    """Write the maps of a batch into its slots and answer. A frame that fails, fails alone."""
+def infer(
+    stage: Stage, runtime: Runtime, jobs: Sequence[Job], windows: Windows | None = None
+) -> None:
+    """Write the maps of a batch into its slots and answer. A frame that fails, fails alone.
+
+    Cells outside of a camera's window stay as the ring was made: 0.
+    """
     start = time.monotonic_ns()
+    frames, maps = [], []
+    for job in jobs:
+        window = (windows or {}).get(job.ring)
+        frame, raw_map = job.ring.padded(job.slot), job.ring.map(job.slot)
+        frames.append(window.padded(frame) if window else frame)
+        maps.append(window.cells(raw_map) if window else raw_map)
     try:
-        peaks = runtime.infer(
-            [job.ring.padded(job.slot) for job in jobs], [job.ring.map(job.slot) for job in jobs]
-        )
+        peaks = runtime.infer(frames, maps)
         status = ANSWERED
     except Exception:  # the outermost loop: this frame is `invalid/infer_failed`
         stage.log.exception("inference of %d frames failed", len(jobs))
         if len(jobs) > 1:
             for job in jobs:
-                infer(stage, runtime, [job])
+                infer(stage, runtime, [job], windows)
             return
         peaks = [float("nan")]
         status = FAILED
@@ -137,7 +157,10 @@ def warm_up(runtime: Runtime, shapes_hwc: Sequence[tuple[int, int, int]]) -> flo
 
 
 def _open(
-    stage: Stage, config: WorkerConfig, shapes_hwc: Sequence[tuple[int, int, int]]
+    stage: Stage,
+    config: WorkerConfig,
+    shapes_hwc: Sequence[tuple[int, int, int]],
+    frames_hw: Sequence[tuple[int, int]],
 ) -> Runtime:
     """The configured runtime; its name, bundle and thresholds go to the station's engine file.
 
@@ -178,8 +201,8 @@ def _open(
                 raise ours(str(error)) from error
         raise
     if tolerance is not None:
-        for height, width, _ in shapes_hwc:
-            check_tolerance(tolerance, (height, width))
+        for frame_hw in frames_hw:
+            check_tolerance(tolerance, frame_hw)
     note = {
         "engine_id": runtime.engine_id,
         "bundle_sha256": bundle.sha256 if bundle else "",

@@ -73,7 +73,7 @@ class Demo:
     box_fraction: float = 0.4
     spread_px: int = 6
     scales: tuple[int, ...] = (1, 2)
-    steps: int = 1500
+    steps: int = 2000
     still_px: int = 20
     """How far parts lie from one another; the line shifts and turns them."""
 
@@ -82,9 +82,8 @@ class Demo:
 
     @property
     def recipe(self) -> Recipe:
-        zones = self.line(TRAIN_SEEDS[0]).inspected_zones()
         return Recipe(
-            zones=zones,
+            zones=self.line(TRAIN_SEEDS[0]).part_zones(),
             min_area_px=self.min_area_px,
             box_fraction=self.box_fraction,
             spread_px=self.spread_px,

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 Plane = NDArray[np.float32]
 
+PART_HALF: Final = (0.40, 0.385)
+"""Half of the part's width and height, as shares of the frame's."""
 _LAMP: Final = np.array([-0.52, -0.60, 0.61], np.float32)
 _TINTS: Final = {"metal": (0.97, 1.0, 1.03), "plate": (1.10, 1.02, 0.62)}
 
@@ -66,7 +68,7 @@ class _Drawing:
     def __init__(self, height: int, width: int) -> None:
         self.shape = (height, width)
         self.scale = min(width / 1024, height / 768)
-        self.half = (0.40 * width, 0.385 * height)
+        self.half = (PART_HALF[0] * width, PART_HALF[1] * height)
         self.x: Plane = np.arange(width, dtype=np.float32)[None, :] - np.float32((width - 1) / 2)
         self.y: Plane = np.arange(height, dtype=np.float32)[:, None] - np.float32((height - 1) / 2)
         self.height: Plane = np.zeros(self.shape, np.float32)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Zone
 from pipeline.sources import flaws
-from pipeline.sources.housing import Housing, render_housing
+from pipeline.sources.housing import PART_HALF, Housing, render_housing
 from pipeline.sources.stamp import STAMP_HEIGHT_PX, STAMP_WIDTH_PX, write_stamp
 from pipeline.sources.truth import TrueDefect
 from pipeline.types import MARGIN_PX
@@ -40,6 +40,8 @@ MAX_CONTRAST_SIGMA: Final = 8.0
 MIN_VISIBILITY: Final = 30.0
 _STAMP_GUARD_PX: Final = MARGIN_PX + 8
 """A cell of the map sees so far around its centre, and at half the frame's size is 8 px wide."""
+_PART_GUARD_PX: Final = 4
+"""Beyond the part: a chip of its edge shows there."""
 _SPARE_PX: Final = 192
 """How far the windows on the prepared noise may wander."""
 _TRIES: Final = 60
@@ -112,6 +114,21 @@ class SyntheticLine:
             return ()
         right, below = STAMP_WIDTH_PX + _STAMP_GUARD_PX, STAMP_HEIGHT_PX + _STAMP_GUARD_PX
         return (Zone(name="stamp", polygon=((0, 0), (right, 0), (right, below), (0, below))),)
+
+    def part_zones(self) -> tuple[Zone, ...]:
+        """The zones for a recipe that inspects the part alone, however it is shifted and turned."""
+        half = (PART_HALF[0] * self.width, PART_HALF[1] * self.height)
+        tilt = np.sin(np.deg2rad(MAX_TURN_DEGREES))
+        x, y = (
+            round(here + other * tilt + MAX_SHIFT_PX + _PART_GUARD_PX)
+            for here, other in zip(half, reversed(half), strict=True)
+        )
+        middle_x, middle_y = self.width // 2, self.height // 2
+        left, right = max(0, middle_x - x), min(self.width - 1, middle_x + x)
+        top, bottom = max(0, middle_y - y), min(self.height - 1, middle_y + y)
+        corners = ((left, top), (right, top), (right, bottom), (left, bottom))
+        part = Zone(name="part", mode="include", polygon=corners)
+        return (part, *self.inspected_zones())
 
     @property
     def _has_stamp(self) -> bool:

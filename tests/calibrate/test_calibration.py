@@ -82,11 +82,11 @@ def test_calibrated_bundle_passes_what_it_was_calibrated_on(
         assert "574 more are needed" in thresholds.chosen
 
     runtime = open_runtime(calibrated, "openvino", "f32", threads=2)
-    for good in raw_maps(runtime, images, 1):
+    for good in raw_maps(runtime, images, 1, Recipe()):
         assert decide(calibrated, good).label is Label.PASS
     marked = textured_frame(64, 96, 1, seed=5)
     marked[20:44, 30:60] = 255 * (np.indices((24, 30)).sum(0) % 2)[:, :, None]
-    decision = decide(calibrated, raw_maps(runtime, [marked], 1)[0])
+    decision = decide(calibrated, raw_maps(runtime, [marked], 1, Recipe())[0])
     assert decision.label is Label.FAIL
     runtime.close()
 
