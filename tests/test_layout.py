@@ -33,7 +33,10 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
     (
         "calibrate",
         ("pipeline",),
-        tuple(f"pipeline.{leaf}" for leaf in ("types", "errors", "boxes", "rules", "config")),
+        tuple(
+            f"pipeline.{leaf}"
+            for leaf in ("types", "errors", "boxes", "rules", "config", "tolerance", "window")
+        ),
         (),
     ),
     ("calibrate", ("torch", "tools"), (), ()),

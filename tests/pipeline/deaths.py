@@ -77,6 +77,7 @@ def decision_stage() -> Iterator[Stage]:
         Board(station.board, station.stages, create=True).close()
         thresholds = {"q_a": 0.0, "q_b": 0.1, "image_threshold": 0.5, "pixel_threshold": 0.5}
         note = {"engine_id": "copy", "bundle_sha256": "", "thresholds": thresholds}
+        note["tolerance"] = None
         station.engine.write_text(json.dumps(note))
         stage = Stage(station, "decision")
         stage.log.setLevel(logging.CRITICAL)

@@ -188,7 +188,7 @@ def test_a_ring_that_cannot_be_mapped_is_kept(station: Station, tmp_path: Path) 
     """
     arguments = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    assert "Cannot allocate memory; expected 48 MiB that can be mapped" in done.stdout
+    assert "Cannot allocate memory; expected 64 MiB that can be mapped" in done.stdout
     assert station.ring("left").exists()
     journal = Journal(station.journal)
     assert settle(station, journal) == 1

@@ -78,7 +78,7 @@ def test_frame_map_and_margin_of_every_size(tmp_path: Path, shape: tuple[int, in
     # Only now, so that a slot that reaches into its neighbour shows.
     for n in range(2):
         assert np.array_equal(ring.frame(n), frames[n])
-        margins = ((16, 16), (16, 16), (0, 0))
+        margins = ((32, 32), (32, 32), (0, 0))
         assert np.array_equal(ring.padded(n), np.pad(frames[n], margins, mode="reflect"))
         assert np.array_equal(ring.map(n), maps[n])
         assert ring.padded(n).flags.c_contiguous
@@ -90,7 +90,7 @@ def test_frame_map_and_margin_of_every_size(tmp_path: Path, shape: tuple[int, in
 @pytest.mark.parametrize("side", [33, 34, 48, 49])
 def test_margin_equals_reflection(side: int) -> None:
     frame = np.random.default_rng(side).integers(0, 256, (side, 2 * side, 3), np.uint8)
-    margins = ((16, 16), (16, 16), (0, 0))
+    margins = ((32, 32), (32, 32), (0, 0))
     padded = np.pad(frame, margins, mode="constant", constant_values=99)
     fill_margin(padded)
     assert np.array_equal(padded, np.pad(frame, margins, mode="reflect"))

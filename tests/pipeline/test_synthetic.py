@@ -147,8 +147,8 @@ def test_the_source_gives_the_lines_frames() -> None:
         grab = source.read()
         assert grab is not None
         assert (grab.index, grab.fault) == (index, None)
-        grab.write(slot[16:-16, 16:-16])
-        assert np.array_equal(slot[16:-16, 16:-16], line_of(config).render(index)[0])
+        grab.write(slot[32:-32, 32:-32])
+        assert np.array_equal(slot[32:-32, 32:-32], line_of(config).render(index)[0])
     assert source.read() is None
     source.close()
 
