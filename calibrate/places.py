@@ -28,7 +28,7 @@ from models.variants import STRIDE
 from pipeline.errors import DataError
 from pipeline.tolerance import MOST_TOLERANT, Tolerance
 
-LEAST = 0.2
+LEAST = 0.3
 """Of the highest tolerance: below, one speck of dust more would reject a part."""
 MIN_IMAGES = 20
 """Fewer have not shown what good parts look like at every place."""

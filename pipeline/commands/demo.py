@@ -1,7 +1,7 @@
 """`linewatch demo`: the whole way on a rendered line, from good images to verdicts.
 
-1. Render good frames of a part on a belt, and learn from tiles of them.
-2. Calibrate the thresholds on other good frames.
+1. Render good frames of a part on a belt, and learn from tiles of them, at two scales.
+2. Calibrate the thresholds on other good frames, with a tolerance for each place of the part.
 3. Record the line, with defects in it whose boxes are known, on two cameras.
 4. Replay the recordings through all processes, and compare verdicts with the truth.
 5. Draw the annotated video and the contact sheet.
@@ -48,7 +48,8 @@ from pipeline.summary import rows, summarise
 from pipeline.types import Label, Verdict
 from tools.baseline import baseline_scores, median_background, recall_at_false_rejects
 
-TRAIN_SEEDS, CALIBRATE_SEEDS, RECORD_SEEDS = (101, 102), (103, 104, 105), (201, 202)
+TRAIN_SEEDS, CALIBRATE_SEEDS = (101, 102, 103, 104), (111, 112, 113)
+RECORD_SEEDS = (201, 202)
 """Good frames are those of several days: the lamp drifts differently on each."""
 GOOD_EVERY = 5
 """Of a day's frames, so that they show all of the lamp's drift."""
@@ -63,9 +64,9 @@ class Demo:
     out: Path
     width: int = 1024
     height: int = 768
-    train_frames: int = 80
+    train_frames: int = 200
     calibrate_frames: int = 150
-    recorded_frames: int = 205
+    recorded_frames: int = 202
     """Of each camera."""
     defect_share: float = 0.35
     fps: float = 30.0
@@ -103,8 +104,8 @@ def command(
     """Train, calibrate and run a rendered line; takes two to four minutes on two cores.
 
     Writes to demo-out/: summary.json, contact.png, line.mp4, results.jsonl, the bundle and the
-    recordings, which `linewatch replay` takes as well. What falls short of the goals is said in the
-    last line. Ends with 1 when a frame has no verdict.
+    recordings, which `linewatch replay` takes as well. Ends with 1 when it falls short of its goals
+    (no frame without a verdict, 95 % of the defects found, 2 % false rejects), and says of which.
     """
     begun = time.monotonic()
     demo = Demo(out)
@@ -124,7 +125,6 @@ def command(
     _show(summary, out, as_json)
     if short := shortfalls(summary):
         Console(stderr=True).print(f"[yellow]linewatch demo falls short:[/] {short}")
-    if summary["missing"]:
         raise typer.Exit(1)
 
 
@@ -132,7 +132,6 @@ def make_bundle(demo: Demo, runtime: str, *, quiet: bool) -> Path:
     """Learn from rendered good frames and calibrate on others; the calibrated bundle."""
     # torch is loaded by the two commands that learn, and by nothing else.
     from calibrate.calibration import calibrate
-    from calibrate.thresholds import Promise
     from models.images import read_image
     from models.references import save_detector
     from models.student import TrainingSettings
@@ -162,7 +161,6 @@ def make_bundle(demo: Demo, runtime: str, *, quiet: bool) -> Path:
             fresh,
             runtimes=[runtime],
             recipe=demo.recipe,
-            promise=Promise(false_reject=GOALS["false_reject_rate"]),
             still_px=demo.still_px,
             out_dir=demo.out / "bundles",
             progress=update,
