@@ -61,7 +61,7 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """padded: uint8 (H + 32, W + 32, C); raw_map: float32 (ceil(H/4), ceil(W/4)), by fp32 torch."""
+    """padded: uint8 (H + 64, W + 64, C); raw_map: float32 (ceil(H/4), ceil(W/4)), by fp32 torch."""
 
     padded: NDArray[np.uint8]
     raw_map: NDArray[np.float32]

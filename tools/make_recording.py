@@ -9,7 +9,8 @@ the others have one or two defective cells. An image is used once, as long as th
 
 The seams between images look like nothing on a real part, so the recipe in the side file leaves
 them out: a zone reaches 18 px to either side of a seam, since an output cell of the network sees
-16 px around its centre and stands for four. A true box whose centre lies in such a zone is not
+16 px around its centre and stands for four (at half the size 32 and eight: replay such mosaics
+with bundles of scale 1). A true box whose centre lies in such a zone is not
 counted.
 
 True boxes come from `--boxes` (NAME.txt beside NAME.png: a line `x1 y1 x2 y2 type` per defect,

@@ -102,6 +102,25 @@ def decide(bundle: Bundle, good: GoodMap) -> Decision:
     return DecisionRule(numbers, Recipe(), good.frame_hw).decide(good.raw_map)
 
 
+def test_parts_that_lie_still_get_a_tolerance_for_each_place(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    frames = [textured_frame(64, 96, 1, seed=k) for k in range(25)]
+    path = calibrate(bundle.path, frames, runtimes=["torch"], out_dir=tmp_path, still_px=8)
+    calibrated = Bundle.load(path)
+    tolerance = calibrated.tolerance("torch/f32")
+    assert tolerance is not None
+    assert tolerance.shape == (16, 24)
+    assert tolerance.max() == 255
+    assert calibrated.thresholds("torch/f32").still_px == 8
+    again = calibrate(calibrated.path, frames, runtimes=["openvino/f32"], out_dir=tmp_path)
+    kept = Bundle.load(again)
+    assert kept.tolerance("openvino/f32") is None
+    assert np.array_equal(kept.tolerance("torch/f32"), tolerance)
+    loose = Bundle.load(calibrate(again, frames, runtimes=["torch"], out_dir=tmp_path))
+    assert loose.tolerance("torch/f32") is None
+
+
 def test_calibrating_one_engine_keeps_the_others(
     bundle: Bundle, images: list[Path], tmp_path: Path
 ) -> None:

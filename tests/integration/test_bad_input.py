@@ -18,6 +18,7 @@ from models.untrained import untrained_bundle
 from pipeline import cli
 from pipeline.overlay import write_png
 from pipeline.sources.recording import write_recording
+from pipeline.types import map_hw
 
 FRAMES = 12
 SHAPE = (256, 320, 1)
@@ -129,6 +130,24 @@ def bundle(tmp_path: Path) -> Path:
 def test_a_bundle_of_openvino_f32_runs(tmp_path: Path, bundle: Path, recording: Path) -> None:
     code, reasons = replay(tmp_path, recording, "--bundle", bundle)
     assert (code, reasons) == (0, {"ok": FRAMES})
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_tolerance_for_each_place_fits_one_frame_size(
+    tmp_path: Path, bundle: Path, recording: Path, capsys: pytest.CaptureFixture[str], fits: bool
+) -> None:
+    made = Bundle.load(bundle)
+    still = replace(made.thresholds("openvino/f32"), still_px=16)
+    calibration = replace(made.calibration, engines={"openvino/f32": still})
+    rows, columns = map_hw(*SHAPE[:2])
+    tolerance = np.full((rows, columns if fits else columns + 1), 200, np.uint8)
+    path = recalibrated(made, tmp_path / "bundles", calibration, {"openvino/f32": tolerance})
+    code, reasons = replay(tmp_path, recording, "--bundle", path)
+    if fits:
+        assert (code, reasons) == (0, {"ok": FRAMES})
+    else:
+        assert (code, reasons) == (2, {})
+        assert "the bundle's tolerance for each place" in capsys.readouterr().err
 
 
 def test_the_null_runtime_needs_no_thresholds(

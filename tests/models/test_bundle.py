@@ -272,6 +272,27 @@ def test_reference_crops_fit_small_and_odd_frames(hw: tuple[int, int]) -> None:
     assert peaks[0] > 1.5 * max(peaks[1:])
 
 
+def test_tolerances_come_back_and_belong_to_their_engines(original: Path, tmp_path: Path) -> None:
+    parent = Bundle.load(original)
+    still = dataclasses.replace(THRESHOLDS, still_px=16)
+    engines = {"torch/f32": still, "openvino/f32": THRESHOLDS}
+    calibration = dataclasses.replace(parent.calibration, engines=engines)
+    tolerance = np.arange(1, 13, dtype=np.uint8).reshape(3, 4)
+    path = recalibrated(parent, tmp_path, calibration, {"torch/f32": tolerance})
+    child = Bundle.load(path)
+    found = child.tolerance("torch/f32")
+    assert found is not None
+    assert np.array_equal(found, tolerance)
+    assert child.tolerance("openvino/f32") is None
+    assert recalibrated(parent, tmp_path, calibration, {"torch/f32": tolerance}) == path
+    for wrong in ({}, {"torch/f32": tolerance, "openvino/f32": tolerance}):
+        with pytest.raises(BundleError, match="tolerances for"):
+            recalibrated(parent, tmp_path, calibration, wrong)
+    for damaged in (tolerance - 1, tolerance.astype(np.float32), tolerance[0]):
+        with pytest.raises(BundleError, match="expected uint8"):
+            recalibrated(parent, tmp_path, calibration, {"torch/f32": damaged})
+
+
 def test_references_need_frames() -> None:
     model = untrained_model()
     with pytest.raises(DataError, match="no frames"):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from models import tiles as tiles_module
 from models.efficientad import StudentTeacher
 from models.errors import DataError
-from models.tiles import TileSet, build_tiles, cut, pad_frame, tile_grid
+from models.tiles import TileSet, build_tiles, cut, pad_frame, shrunk, tile_grid
 from models.untrained import textured_frame, untrained_model
 from models.variants import MARGIN_PX, map_hw
 
@@ -78,6 +78,31 @@ def test_margin_is_a_reflection() -> None:
     assert padded.shape == (72, 72, 1)
     assert padded[20, :18, 0].tolist() == [16, 15, *range(14, -1, -1), 1]
     assert (padded[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX] == frame).all()
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from([1, 3]))
+def test_shrunk_frames_are_averages_as_the_detector_takes_them(
+    height: int, width: int, channels: int
+) -> None:
+    frame = np.random.default_rng(height).integers(0, 256, (height, width, channels), np.uint8)
+    found = shrunk(frame, 2)
+    planes = torch.from_numpy(frame.astype(np.float32)).permute(2, 0, 1)[None]
+    exact = torch.nn.functional.avg_pool2d(planes, 2, ceil_mode=True)[0].permute(1, 2, 0).numpy()
+    assert found.shape == exact.shape
+    assert np.abs(found - exact).max() <= 0.5
+    assert shrunk(frame, 1) is frame
+
+
+def test_a_mask_shrinks_to_what_is_inspected_entirely(tmp_path: Path) -> None:
+    mask = np.zeros((101, 120), np.bool_)
+    mask[:61, 1:] = True
+    cv2.imwrite(str(tmp_path / "a.png"), textured_frame(101, 120, 1))
+    tiles = build_tiles([tmp_path / "a.png"], 1, scale=2, inspected=mask)
+    assert tiles.inspected is not None
+    assert tiles.inspected.shape == (51, 60)
+    assert tiles.inspected[:30, 1:].all()
+    assert not tiles.inspected[:, 0].any()
+    assert not tiles.inspected[30:].any()
 
 
 @pytest.mark.parametrize("size", [(32, 100), (100, 32)])

@@ -110,6 +110,36 @@ def test_one_seed_one_result(tmp_path: Path) -> None:
     assert (runs[0].q_a, runs[0].q_b, runs[0].losses) == (runs[1].q_a, runs[1].q_b, runs[1].losses)
 
 
+def test_two_scales_side_by_side(tmp_path: Path) -> None:
+    paths = write(tmp_path / "good", [(200, 260)] * 4)
+    settings = replace(QUICK, scales=(1, 2))
+    told: list[tuple[str, int, int]] = []
+    runs = [
+        train(paths, settings=settings, progress=lambda *about: told.append(about))
+        for _ in range(2)
+    ]
+    assert runs[0].model.scales == (1, 2)
+    assert runs[0].losses == runs[1].losses
+    assert len(runs[0].losses) == 2 * QUICK.steps
+    assert ("train student", 2 * QUICK.steps, 2 * QUICK.steps) in told
+    # Each of the scales learned as it would have alone, however the threads were shared out.
+    alone = train(paths, settings=replace(settings, scales=(2,)))
+    assert alone.losses == pytest.approx(runs[0].losses[QUICK.steps :], rel=0.05)
+    first, second = (runs[0].model.pair(scale) for scale in (1, 2))
+    assert first.teacher is second.teacher
+    assert not torch.equal(first.student.state_dict()["conv4.bias"], second.feature_mean)
+    assert math.isfinite(runs[0].q_b)
+
+
+def test_when_one_scale_fails_the_other_stops(tmp_path: Path) -> None:
+    paths = write(tmp_path / "good", [(200, 260)] * 4)
+    settings = replace(QUICK, scales=(1, 2), steps=10_000, learning_rate=1e30, optimiser="adam")
+    threads = torch.get_num_threads()
+    with pytest.raises(DataError, match="expected a finite one"):
+        train(paths, settings=settings)
+    assert torch.get_num_threads() == threads
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_sizes_smaller_than_tiles_and_crops(tmp_path: Path, channels: int) -> None:
     sizes = [(33, 33), (40, 300), (300, 40), (90, 70), (270, 270)]
