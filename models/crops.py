@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.augment import Augmentation, augmented
 from models.defects import spoil
-from models.tiles import TileSet, cells_hw
+from models.tiles import TileSet, cells_hw, pixels_of
 from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE
 
 GOOD, UNSURE = 0, -1
@@ -25,6 +26,7 @@ REMEMBERED = 128
 """Places with the highest good map values so far."""
 REVISIT_PX = 8
 """A place is seen again shifted by up to so much."""
+NO_AUGMENTATION = Augmentation()
 _NUMBERS = 1000
 """More than defects in a crop."""
 
@@ -77,10 +79,12 @@ class CropSource:
         crop_px: int,
         spoiled: float,
         revisited: float,
+        augmentation: Augmentation = NO_AUGMENTATION,
     ) -> None:
         self._tiles, self._rng = tiles, rng
         self._batch, self._crop_px = batch, crop_px
         self._spoiled, self._revisited = spoiled, revisited
+        self._augmentation = augmentation
         areas = tiles.shapes[:, 0] * tiles.shapes[:, 1]
         self._shares = areas / areas.sum()
         self._hardest: dict[Place, float] = {}
@@ -91,14 +95,12 @@ class CropSource:
         groups: dict[tuple[int, ...], list[tuple[NDArray[np.uint8], NDArray[np.int64], int]]] = {}
         for number in range(self._batch):
             place, at = self._choose()
-            tile = self._tiles[place.tile]
-            rows, columns = (min(self._crop_px, side) for side in tile.shape[:2])
-            crop = tile[at.top : at.top + rows, at.left : at.left + columns]
+            crop, inspected = self._crop(at)
             marred = self._rng.random() < self._spoiled
-            wanted = max(1, round(DEFECTS_PER_PX * rows * columns)) if marred else 0
+            area = crop.shape[0] * crop.shape[1]
+            wanted = max(1, round(DEFECTS_PER_PX * area)) if marred else 0
             pixels, cells = spoiled_crop(crop, self._rng, wanted)
             cells[cells > 0] += _NUMBERS * number
-            inspected = self._tiles.inspected_cells(place.tile, at.top, at.left, cells.shape)
             cells[~inspected] = UNSURE
             groups.setdefault(crop.shape, []).append((pixels, cells, number))
             drawn.append((place, marred))
@@ -121,6 +123,27 @@ class CropSource:
         ranked = sorted(self._hardest.items(), key=lambda item: -item[1])
         self._hardest = dict(ranked[:REMEMBERED])
 
+    def remembered(self) -> list[list[float]]:
+        """The hard places as plain numbers, for a state on disk."""
+        return [[p.tile, p.top, p.left, value] for p, value in self._hardest.items()]
+
+    def remember(self, places: Sequence[Sequence[float]]) -> None:
+        """Take up what `remembered` gave."""
+        self._hardest = {
+            Place(int(tile), int(top), int(left)): value for tile, top, left, value in places
+        }
+
+    def _crop(self, at: Place) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Pixels and which cells count of what lies at `at`, perhaps mirrored, turned or relit."""
+        tile = self._tiles[at.tile]
+        rows, columns = cells_hw(*(min(self._crop_px, side) for side in tile.shape[:2]))
+        height, width = pixels_of(rows), pixels_of(columns)
+        crop = tile[at.top : at.top + height, at.left : at.left + width]
+        inspected = self._tiles.inspected_cells(at.tile, at.top, at.left, (rows, columns))
+        if not self._augmentation.any:
+            return crop, inspected
+        return augmented(crop, inspected, self._augmentation, self._rng)
+
     def _choose(self) -> tuple[Place, Place]:
         """A place, and where exactly to look this time."""
         if self._hardest and self._rng.random() < self._revisited:
@@ -129,8 +152,7 @@ class CropSource:
             shift = self._rng.integers(-REVISIT_PX, REVISIT_PX + 1, 2)
         else:
             index = int(self._rng.choice(len(self._tiles), p=self._shares))
-            rooms = self._rooms(index)
-            place = Place(index, *(int(self._rng.integers(0, room + 1)) for room in rooms))
+            place = Place(index, *(self._origin(room) for room in self._rooms(index)))
             shift = np.zeros(2, np.int64)
         top, left = (
             min(max(at + int(by), 0), room)
@@ -139,6 +161,14 @@ class CropSource:
             )
         )
         return place, Place(place.tile, top, left)
+
+    def _origin(self, room: int) -> int:
+        """Where a crop begins that has `room` to move: beyond either end means at the end.
+
+        Else the cells at the sides of a tile, and with them a frame's border, were hardly ever met.
+        """
+        reach = self._crop_px // 2
+        return min(max(int(self._rng.integers(-reach, room + reach + 1)), 0), room)
 
     def _rooms(self, tile: int) -> tuple[int, int]:
         """How far down and right a crop of the tile may begin."""

@@ -67,7 +67,7 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     # x <- p x with p = a + b x x' + c (x x')^2: all factors are polynomials of the first x x', so
     # they commute, and the wide matrix is multiplied twice in all instead of twice a step.
     square = x @ x.T
-    identity = torch.eye(len(square), dtype=x.dtype)
+    identity = torch.eye(len(square), dtype=x.dtype, device=x.device)
     product = identity
     for _ in range(STEPS):
         factor = a * identity + b * square + c * square @ square

@@ -1,4 +1,4 @@
-"""The student's training: what it is shown, what is asked of it, and how it is moved.
+"""What the student is asked: settings, the state that it begins in, and the loss.
 
 1. The student begins as a copy of the teacher with a little noise: it gives the teacher's features
    everywhere, and has to learn where not to.
@@ -14,23 +14,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch.nn import functional
 
-from models.compute import compute_type
-from models.crops import GOOD, Batch, CropSource
+from models.augment import Augmentation, check_augmentation
+from models.crops import GOOD
 from models.efficientad import StudentTeacher, hard_feature_loss
 from models.errors import DataError
-from models.muon import Muon
-from models.procedural import draw, photograph
-from models.tiles import TileSet
 from models.variants import ALLOWED_SCALES, RECEPTIVE_FIELD_PX
 
-MAX_GRADIENT = 1.0
 BEGIN_NOISE = 0.1
 """Of each parameter's deviation. A plain copy has no gradient: the difference is zero."""
 FLOOR = 1e-4
@@ -49,6 +43,8 @@ class TrainingSettings:
     """At each scale."""
     batch: int = 4
     """Crops in each step."""
+    accumulate: int = 1
+    """Batches whose gradients are added up for one step: more crops than fit into memory."""
     crop_px: int = 128
     learning_rate: float = 8e-3
     """At its highest. The paper's 1e-4 is for 70,000 steps; README.md beside this file has more."""
@@ -71,8 +67,11 @@ class TrainingSettings:
     """Raw map value between good cells and drawn defects."""
     good_weight: float = 3.0
     """Of the good cells' logistic loss; the defects' has 1."""
+    augment: Augmentation = field(default_factory=Augmentation)
     penalty: float = 0.0
     """Weight of the student's own output on pictures of nothing (the paper's equation 4)."""
+    validations: int = 10
+    """How often each student is validated on the way; its best state is kept. 0: the last is."""
     held_out: float = 0.2
     q_a: float = 0.9
     q_b: float = 0.995
@@ -82,10 +81,13 @@ class TrainingSettings:
 
 def check_settings(settings: TrainingSettings) -> None:
     """Raise `DataError` for settings that cannot be trained with."""
+    check_augmentation(settings.augment)
     allowed = {
         "scales": settings.scales in ALLOWED_SCALES,
         "steps": settings.steps >= 1,
         "batch": settings.batch >= 1,
+        "accumulate": settings.accumulate >= 1,
+        "validations": settings.validations >= 0,
         "optimiser": settings.optimiser in ("muon", "adam"),
         "crop_px": settings.crop_px >= RECEPTIVE_FIELD_PX,
         "learning_rate": 0 < settings.learning_rate < math.inf,
@@ -120,64 +122,6 @@ def begin_student(model: StudentTeacher, seed: int) -> None:
         parameter.add_(BEGIN_NOISE * parameter.std() * noise)
 
 
-def fit_student(
-    model: StudentTeacher,
-    tiles: TileSet,
-    settings: TrainingSettings,
-    report: Callable[[str, int, int], None],
-) -> list[float]:
-    """Train `model.student` in place; the loss of every step."""
-    rng = np.random.default_rng([settings.seed, 1])
-    half = compute_type()
-    student = model.student.train()
-    optimiser = _optimiser(student, settings)
-    schedule = _schedule(optimiser, settings)
-    source = CropSource(
-        tiles,
-        rng,
-        batch=settings.batch,
-        crop_px=settings.crop_px,
-        spoiled=settings.spoiled,
-        revisited=settings.revisited,
-    )
-    losses: list[float] = []
-    for step in range(1, settings.steps + 1):
-        batch = source.draw()
-        optimiser.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", half, enabled=half != torch.float32):
-            # Crops of images smaller than the crop have sizes of their own.
-            squared = [
-                model.squared_difference(model.normalise(crops.pixels)) for crops in batch.groups
-            ]
-            strange = _strange(model, rng, settings) if settings.penalty else 0.0
-        # [C, cells]
-        flat = torch.cat([part.float().transpose(0, 1).flatten(1) for part in squared], dim=1)
-        cells = torch.cat([crops.cells.flatten() for crops in batch.groups])
-        loss = student_loss(flat, cells, settings) + settings.penalty * strange
-        losses.append(_finite(loss, losses, settings))
-        source.report(batch, _highest(batch, squared, settings.batch))
-        torch.autograd.backward(loss)
-        if settings.optimiser == "adam":
-            # At such learning rates one hard batch would otherwise end in dead ReLUs.
-            torch.nn.utils.clip_grad_norm_(student.parameters(), MAX_GRADIENT)
-        optimiser.step()
-        schedule.step()
-        report("train student", step, settings.steps)
-    student.eval()
-    return losses
-
-
-def _finite(loss: torch.Tensor, before: list[float], settings: TrainingSettings) -> float:
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise DataError(
-            f"loss {value} found at step {len(before) + 1} of {settings.steps}, expected a finite "
-            f"one: lower the learning rate (it was {settings.learning_rate:g}; the loss before was "
-            f"{before[-1] if before else value:g})"
-        )
-    return value
-
-
 def student_loss(
     squared: torch.Tensor, cells: torch.Tensor, settings: TrainingSettings
 ) -> torch.Tensor:
@@ -200,7 +144,7 @@ def student_loss(
     if bool(bad.any()):
         _, defect = torch.unique(cells[bad], return_inverse=True)
         each = functional.softplus(-SHARPNESS * _ratio(squared[:, bad], settings))
-        sums = torch.zeros(int(defect.max()) + 1).index_add(0, defect, each)
+        sums = each.new_zeros(int(defect.max()) + 1).index_add(0, defect, each)
         loss = loss + (sums / torch.bincount(defect)).mean()
     return loss
 
@@ -208,43 +152,3 @@ def student_loss(
 def _ratio(squared: torch.Tensor, settings: TrainingSettings) -> torch.Tensor:
     """Logarithm of the map over the margin, of cells [C, cells]."""
     return torch.log((squared.mean(dim=0) + FLOOR) / settings.margin)
-
-
-@torch.no_grad()
-def _highest(batch: Batch, squared: list[torch.Tensor], count: int) -> list[float]:
-    """The highest map value on good cells of each crop, in the batch's order."""
-    highest = [0.0] * count
-    for crops, part in zip(batch.groups, squared, strict=True):
-        values = part.float().mean(dim=1).where(crops.cells == GOOD, 0.0).amax(dim=(1, 2))
-        for number, value in zip(crops.numbers, values.tolist(), strict=True):
-            highest[number] = value
-    return highest
-
-
-def _strange(
-    model: StudentTeacher, rng: np.random.Generator, settings: TrainingSettings
-) -> torch.Tensor:
-    """The student's mean squared output on a procedural picture, far from any good image."""
-    picture = photograph(rng, draw(rng, settings.crop_px))[None, ..., : model.in_channels]
-    pixels = torch.from_numpy(np.ascontiguousarray(picture))
-    features: torch.Tensor = model.student(model.normalise(pixels)).float()
-    return (features**2).mean()
-
-
-def _optimiser(student: torch.nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    rate, decay = settings.learning_rate, settings.weight_decay
-    if settings.optimiser == "adam":
-        return torch.optim.Adam(student.parameters(), rate, weight_decay=decay)
-    return Muon(student.parameters(), rate, weight_decay=decay)
-
-
-def _schedule(
-    optimiser: torch.optim.Optimizer, settings: TrainingSettings
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """One cycle (Smith and Topin 2018) for short runs, or the paper's single drop to a tenth."""
-    if settings.one_cycle:
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.1
-        )
-    drop = max(1, round(settings.decay_at * settings.steps))
-    return torch.optim.lr_scheduler.StepLR(optimiser, drop, gamma=0.1)

@@ -109,11 +109,7 @@ def _starts(side: int, tile: int, stride: int) -> list[int]:
 def cut(padded: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:
     """What the tile's cells see, out of the padded frame: (4 rows + 29, 4 columns + 29, C)."""
     rows, columns = map_hw(tile.height, tile.width)
-    reach = RECEPTIVE_FIELD_PX - STRIDE
-    return padded[
-        tile.top : tile.top + STRIDE * rows + reach,
-        tile.left : tile.left + STRIDE * columns + reach,
-    ]
+    return padded[tile.top : tile.top + pixels_of(rows), tile.left : tile.left + pixels_of(columns)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +158,11 @@ def cells_hw(height: int, width: int) -> tuple[int, int]:
     """Rows and columns of the map of so many padded pixels."""
     reach = RECEPTIVE_FIELD_PX - STRIDE
     return (height - reach) // STRIDE, (width - reach) // STRIDE
+
+
+def pixels_of(cells: int) -> int:
+    """Padded pixels that so many cells in a row see: 4 n + 29."""
+    return STRIDE * cells + RECEPTIVE_FIELD_PX - STRIDE
 
 
 def build_tiles(

@@ -1,22 +1,24 @@
 """Training: good images in, a detector with its map quantiles out (EfficientAD, section 3).
 
-1. A fifth of the images is held out; it trains nothing and chooses no weights.
+1. A fifth of the images is held out and trains nothing.
 2. At each scale: the teacher's channel statistics over the training tiles, exact, in float64; and a
    student that learns to repeat the normalised teacher on crops of the tiles, and to differ from it
-   at drawn defects (`models.student`).
+   at drawn defects (`models.student`, `models.fit`). On the way it is validated, by default on
+   drawn defects on the held-out images (`models.validation`), and its best state is kept.
 3. The map quantiles q_a and q_b are those of tiles of the held-out images.
 
-One seed, one machine and one number of threads give one result.
+One seed, one machine and one number of threads give one result, killed and resumed or not.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import distributed
 
 from models.compute import channels_last, compute_type, seeded
 from models.efficientad import Detector, StudentTeacher
 from models.errors import DataError
+from models.fit import Companions, Fit, fit_student
 from models.images import guess_channels, read_image
-from models.student import TrainingSettings, begin_student, check_settings, fit_student
+from models.penalty import PenaltySource
+from models.student import TrainingSettings, begin_student, check_settings
 from models.teacher import Teacher, load_builtin_teacher
 from models.tiles import Tile, TileSet, build_tiles, pad_frame, tile_grid
+from models.validation import Validate, ValidationImages, on_drawn_defects, on_images
 from models.variants import FRAME_MARGIN_PX, STRIDE
 
 Progress = Callable[[str, int, int], None]
@@ -52,8 +58,15 @@ class TrainedDetector:
     provenance: dict[str, Any]
     held_out: list[Path]
     """Images that trained nothing: good ones to take reference crops from."""
-    losses: list[float] = field(default_factory=list)
-    """Of every step, scale after scale."""
+    fits: dict[int, Fit] = field(default_factory=dict)
+    """By scale: losses and validations, for curves."""
+    states: list[Path] = field(default_factory=list)
+    """Files to go on from, of no more use once the detector is saved."""
+
+    @property
+    def losses(self) -> list[float]:
+        """Of every step, scale after scale."""
+        return [loss for fit in self.fits.values() for loss in fit.losses]
 
 
 def train(
@@ -64,13 +77,21 @@ def train(
     settings: TrainingSettings | None = None,
     teacher: Teacher | None = None,
     inspected: NDArray[np.bool_] | None = None,
+    validation: ValidationImages | None = None,
+    penalty_images: Sequence[Path] = (),
     cache_dir: Path | None = None,
+    state_dir: Path | None = None,
+    resume: bool = False,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> TrainedDetector:
     """Train a student for a teacher on good images.
 
     channels: 1, 3, or None for what the images show. teacher: None takes the built-in one of the
     variant. inspected: bool (H, W), when all images have this size and only a part counts.
+    validation: images that choose the best state; without, drawn defects do. penalty_images: see
+    `models.penalty`. state_dir: where the training's state is kept; `resume` goes on from it, if it
+    is one of the same images, settings and teacher. device: of torch.
     Raises `DataError` for images that cannot be used, and when the training diverges.
     """
     settings = settings or TrainingSettings()
@@ -100,15 +121,41 @@ def train(
         pair.input_mean.copy_(teacher.input_mean)
         pair.input_std.copy_(teacher.input_std)
         channels_last(pair)
+        pair.to(device)
         measure_teacher(pair, tiles[-1], settings.seed, report)
         begin_student(pair, settings.seed)
-    losses = _fit_students(model, tiles, settings, report)
+    key = _key([*learn, *held_out], inspected, settings, teacher, channels)
+    validates: list[Validate | None] = [None] * len(settings.scales)
+    if settings.validations and validation is not None:
+        validates = [
+            on_images(validation, scale, inspected, settings.seed) for scale in model.scales
+        ]
+    elif settings.validations and settings.spoiled:
+        validates = [
+            on_drawn_defects(held_out, channels, scale, inspected, settings.seed)
+            for scale in model.scales
+        ]
+    companions = [
+        Companions(
+            validate=validate,
+            state=state_dir / f"training-{key[:16]}-{scale}.state" if state_dir else None,
+            key=key,
+            resume=resume,
+        )
+        for scale, validate in zip(model.scales, validates, strict=True)
+    ]
+    penalties = PenaltySource(settings.crop_px, channels, penalty_images)
+    fits = _fit_students(
+        model, tiles, settings, companions=companions, penalties=penalties, report=report
+    )
     q_a, q_b = map_quantiles(model.eval(), held_out, inspected, settings, report)
     if not (math.isfinite(q_a) and q_b > q_a):
         raise DataError(
             f"map quantiles {q_a:g} and {q_b:g} of the held-out images found, expected finite and "
             "rising ones: are all good images the same flat picture?"
         )
+    model.cpu()
+    losses = [loss for fit in fits.values() for loss in fit.losses]
     provenance = {
         "trained_by": "models.training",
         "images": len(learn),
@@ -123,41 +170,88 @@ def train(
         "compute": str(compute_type()).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
+        "device": device,
         "last_loss": round(float(np.mean(losses[-100:])), 6),
+        "validated_on": _validated_on(validation, validates[0]),
+        "curves": {str(scale): _curve(fit) for scale, fit in fits.items()},
     }
-    return TrainedDetector(model, q_a, q_b, provenance, held_out, losses)
+    states = [each.state for each in companions if each.state is not None]
+    return TrainedDetector(model, q_a, q_b, provenance, held_out, fits, states)
 
 
 def _fit_students(
-    model: Detector, tiles: Sequence[TileSet], settings: TrainingSettings, report: Progress
-) -> list[float]:
-    """Train the scales' students side by side; the losses, scale after scale.
+    model: Detector,
+    tiles: Sequence[TileSet],
+    settings: TrainingSettings,
+    *,
+    companions: Sequence[Companions],
+    penalties: PenaltySource,
+    report: Progress,
+) -> dict[int, Fit]:
+    """Train the scales' students side by side.
 
     The crops are small: two threads do not make a step twice as fast (1.4 times, measured), so the
-    CPU's threads are shared out among the students.
+    CPU's threads are shared out among the students. Not so several processes: they have to
+    average their gradients in one order.
     """
     total = torch.get_num_threads()
-    each = max(1, total // len(settings.scales))
+    together = 1 if distributed.is_initialized() else min(total, len(settings.scales))
+    each = max(1, total // together)
     done = dict.fromkeys(settings.scales, 0)
     stop = threading.Event()
 
-    def fit(scale: int, found: TileSet) -> list[float]:
-        def count(what: str, step: int, steps: int) -> None:
+    def fit(scale: int, found: TileSet, companion: Companions) -> Fit:
+        def count(step: int, loss: float, auroc: float) -> None:
             if stop.is_set():
                 raise CancelledError
             done[scale] = step
-            report(what, sum(done.values()), steps * len(done))
+            note = f"loss {loss:.2f}" + ("" if math.isnan(auroc) else f", AUROC {auroc:.3f}")
+            report(f"train student, {note}", sum(done.values()), settings.steps * len(done))
 
         torch.set_num_threads(each)  # of the operations that this thread calls
-        return fit_student(model.pair(scale), found, settings, count)
+        companion = replace(companion, report=count)
+        return fit_student(model.pair(scale), found, settings, companion, penalties)
 
-    with ThreadPoolExecutor(min(total, len(tiles))) as pool:
+    with ThreadPoolExecutor(together) as pool:
         try:
-            fitted = list(pool.map(fit, settings.scales, tiles))
+            fitted = list(pool.map(fit, settings.scales, tiles, companions))
         finally:
             stop.set()  # if one fails or the user has enough
             torch.set_num_threads(total)
-    return [loss for losses in fitted for loss in losses]
+    return dict(zip(settings.scales, fitted, strict=True))
+
+
+def _validated_on(validation: ValidationImages | None, validate: Validate | None) -> str:
+    if validate is None:
+        return "nothing: the last state was kept"
+    if validation is None:
+        return "drawn defects on held-out good images"
+    return f"{len(validation.good)} good and {len(validation.bad)} defective images"
+
+
+def _curve(fit: Fit) -> dict[str, Any]:
+    """For the report: mean losses of a hundred stretches, and the validations."""
+    stretches = np.array_split(np.array(fit.losses), min(100, max(1, len(fit.losses))))
+    return {
+        "steps": len(fit.losses),
+        "loss": [round(float(stretch.mean()), 5) for stretch in stretches],
+        "auroc": [[point.step, round(point.auroc, 5)] for point in fit.curve],
+        "kept_step": fit.kept_step,
+    }
+
+
+def _key(
+    images: Sequence[Path],
+    inspected: NDArray[np.bool_] | None,
+    settings: TrainingSettings,
+    teacher: Teacher,
+    channels: int,
+) -> str:
+    """Of all that decides the weights."""
+    files = [[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in images]
+    mask = None if inspected is None else hashlib.sha256(inspected.tobytes()).hexdigest()
+    about = [files, mask, asdict(settings), teacher.identity, channels, torch.get_num_threads()]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def split(images: Sequence[Path], settings: TrainingSettings) -> tuple[list[Path], list[Path]]:
@@ -181,14 +275,16 @@ def measure_teacher(model: StudentTeacher, tiles: TileSet, seed: int, report: Pr
     LeVeque 1979). At most 48 tiles, drawn by the seed: 200,000 cells of 256 px tiles.
     """
     count = 0
-    mean = torch.zeros(model.feature_mean.shape, dtype=torch.float64)
+    device = model.feature_mean.device
+    mean = torch.zeros(model.feature_mean.shape, dtype=torch.float64, device=device)
     squares = torch.zeros_like(mean)
     chosen = _some(len(tiles), MAX_STATISTICS_TILES, seed)
     for done, index in enumerate(chosen, start=1):
         counted = torch.from_numpy(tiles.inspected_cells(int(index)))
         if not bool(counted.any()):
             continue
-        features = model.teacher(model.normalise(_as_batch(tiles[index])))[0, :, counted].double()
+        x = model.normalise(_as_batch(tiles[index]).to(device))
+        features = model.teacher(x)[0, :, counted.to(device)].double()
         cells, tile_mean = features.shape[1], features.mean(dim=1)
         gap = tile_mean - mean
         squares += ((features - tile_mean[:, None]) ** 2).sum(dim=1)
@@ -219,6 +315,7 @@ def map_quantiles(
 
     At most 32 tiles and 2^22 values, drawn by the seed (`torch.quantile` refuses over 2^24).
     """
+    device = next(model.parameters()).device
     places = []
     for path in images:
         height, width = read_image(path, model.in_channels).shape[:2]
@@ -233,8 +330,8 @@ def map_quantiles(
         padded = pad_frame(read_image(path, model.in_channels), FRAME_MARGIN_PX)
         both = 2 * FRAME_MARGIN_PX
         rows, columns = tile.top + tile.height + both, tile.left + tile.width + both
-        raw_map = model(_as_batch(padded[tile.top : rows, tile.left : columns]))[0].numpy()
-        maps.append(raw_map[cells])
+        piece = _as_batch(padded[tile.top : rows, tile.left : columns])
+        maps.append(model(piece.to(device))[0].cpu().numpy()[cells])
         report("measure quantiles", done, len(chosen))
     values = np.concatenate(maps)
     if values.size > MAX_QUANTILE_VALUES:

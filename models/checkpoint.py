@@ -1,0 +1,54 @@
+"""A training's state on disk, so that a killed one goes on exactly where it was.
+
+A state holds weights, the optimiser's moments, the random generator and the places to come back to.
+It appears under its name only when it is whole: written beside, synced, renamed. It belongs to one
+`key` (images, settings, teacher); another training's state is not taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.errors import DataError
+
+FORMAT = 1
+
+
+def save_state(path: Path, key: str, state: dict[str, Any]) -> None:
+    """Write tensors, numbers, strings, lists and dicts of them. Raises `DataError` if it cannot."""
+    whole = {"format": FORMAT, "key": key, **state}
+    name = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".state-", delete=False) as file:
+            name = file.name
+            torch.save(whole, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
+        if name is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        raise DataError(
+            f"{path}: the training's state cannot be written ({error}): make room, then go on "
+            "from the last state with --resume"
+        ) from error
+
+
+def load_state(path: Path, key: str) -> dict[str, Any] | None:
+    """What `save_state` wrote for this key, or None: not there, damaged, or another training's."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        return None
+    if not isinstance(found, dict) or (found.get("format"), found.get("key")) != (FORMAT, key):
+        return None
+    return found

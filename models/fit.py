@@ -1,0 +1,271 @@
+"""The training loop of one student: steps, validations, and states to go on from.
+
+One seed, one machine and one number of threads give one result, whether the loop was killed and
+went on from a state or not. Under `torchrun`, each process draws crops of its own, and gradients
+are averaged: n processes are a batch n times as large.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from models.checkpoint import load_state, save_state
+from models.compute import compute_type
+from models.crops import GOOD, Batch, CropSource
+from models.efficientad import StudentTeacher
+from models.errors import DataError
+from models.muon import Muon
+from models.penalty import PenaltySource
+from models.student import TrainingSettings, student_loss
+from models.tiles import TileSet
+
+MAX_GRADIENT = 1.0
+SAVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A validation on the way."""
+
+    step: int
+    auroc: float
+
+
+@dataclass(slots=True)
+class Fit:
+    """What a fit gave."""
+
+    losses: list[float] = field(default_factory=list)
+    """Of every step."""
+    curve: list[Point] = field(default_factory=list)
+    kept_step: int = 0
+    """After which the student was as it is now: the best of the validations, else the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What goes with a fit and does not change what it gives, except that the best is kept."""
+
+    report: Callable[[int, float, float], None] | None = None
+    """Called after each step with (step, loss, AUROC of the last validation or NaN)."""
+    validate: Callable[[StudentTeacher], float] | None = None
+    """AUROC of a student as it is now."""
+    state: Path | None = None
+    """Written every half minute and after each validation."""
+    key: str = ""
+    resume: bool = False
+
+
+def fit_student(
+    model: StudentTeacher,
+    tiles: TileSet,
+    settings: TrainingSettings,
+    companions: Companions = Companions(),
+    penalties: PenaltySource | None = None,
+) -> Fit:
+    """Train `model.student` in place.
+
+    Raises `DataError` for a loss that is not finite: the state before it stays on disk.
+    """
+    loop = _Loop(model, tiles, settings, penalties)
+    if companions.resume and companions.state is not None:
+        loop.take_up(load_state(companions.state, companions.key))
+    saved = time.monotonic()
+    while loop.step < settings.steps:
+        loss = loop.advance()
+        due = _validation_due(loop.step, settings)
+        if companions.validate is not None and due:
+            loop.validated(companions.validate(model))
+        if companions.state is not None and (due or time.monotonic() - saved > SAVE_SECONDS):
+            save_state(companions.state, companions.key, loop.state())
+            saved = time.monotonic()
+        if companions.report is not None:
+            auroc = loop.fit.curve[-1].auroc if loop.fit.curve else math.nan
+            companions.report(loop.step, loss, auroc)
+    return loop.finish()
+
+
+def _validation_due(step: int, settings: TrainingSettings) -> bool:
+    if not settings.validations:
+        return False
+    done, before = (k * settings.validations // settings.steps for k in (step, step - 1))
+    return done > before
+
+
+class _Loop:
+    """One student's training between two steps."""
+
+    def __init__(
+        self,
+        model: StudentTeacher,
+        tiles: TileSet,
+        settings: TrainingSettings,
+        penalties: PenaltySource | None,
+    ) -> None:
+        self._model, self._settings = model, settings
+        self._device = next(model.parameters()).device
+        self._half = compute_type(self._device)
+        self._student = model.student.train()
+        rank = distributed.get_rank() if distributed.is_initialized() else 0
+        self._rng = np.random.default_rng([settings.seed, 1, rank] if rank else [settings.seed, 1])
+        self._optimiser = _optimiser(self._student, settings)
+        self._schedule = _schedule(self._optimiser, settings)
+        self._penalties = penalties or PenaltySource(settings.crop_px, model.in_channels)
+        self._source = CropSource(
+            tiles,
+            self._rng,
+            batch=settings.batch,
+            crop_px=settings.crop_px,
+            spoiled=settings.spoiled,
+            revisited=settings.revisited,
+            augmentation=settings.augment,
+        )
+        self.step = 0
+        self.fit = Fit()
+        self._best: dict[str, torch.Tensor] | None = None
+
+    def advance(self) -> float:
+        """One step; its loss."""
+        settings = self._settings
+        self._optimiser.zero_grad(set_to_none=True)
+        total = 0.0
+        for _ in range(settings.accumulate):
+            loss = self._loss(self._source.draw()) / settings.accumulate
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        if distributed.is_initialized():
+            total = _averaged(self._student, total)
+        if not math.isfinite(total):
+            raise DataError(
+                f"loss {total} found at step {self.step + 1} of {settings.steps}, expected a "
+                f"finite one: lower the learning rate (it was {settings.learning_rate:g}; the loss "
+                f"before was {self.fit.losses[-1] if self.fit.losses else total:g})"
+            )
+        if settings.optimiser == "adam":
+            # At such learning rates one hard batch would otherwise end in dead ReLUs.
+            torch.nn.utils.clip_grad_norm_(self._student.parameters(), MAX_GRADIENT)
+        self._optimiser.step()
+        self._schedule.step()
+        self.step += 1
+        self.fit.losses.append(total)
+        return total
+
+    def validated(self, auroc: float) -> None:
+        """Keep the student if it is the best so far; of equals the later one, trained more."""
+        best = max((point.auroc for point in self.fit.curve), default=-math.inf)
+        self.fit.curve.append(Point(self.step, auroc))
+        if auroc >= best:
+            self._best = copy.deepcopy(self._student.state_dict())
+            self.fit.kept_step = self.step
+
+    def finish(self) -> Fit:
+        if self._best is not None:
+            self._student.load_state_dict(self._best)
+        else:
+            self.fit.kept_step = self.step
+        self._student.eval()
+        return self.fit
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "student": self._student.state_dict(),
+            "optimiser": self._optimiser.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "rng": json.dumps(self._rng.bit_generator.state),
+            "hardest": self._source.remembered(),
+            "fit": asdict(self.fit),
+            "best": self._best,
+        }
+
+    def take_up(self, state: dict[str, Any] | None) -> None:
+        """Go on from a state; None: from the beginning."""
+        if state is None:
+            return
+        self.step = state["step"]
+        self._student.load_state_dict(state["student"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._rng.bit_generator.state = json.loads(state["rng"])
+        self._source.remember(state["hardest"])
+        found = state["fit"]
+        self.fit = Fit(
+            found["losses"], [Point(**point) for point in found["curve"]], found["kept_step"]
+        )
+        self._best = state["best"]
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        model, settings = self._model, self._settings
+        with torch.autocast(self._device.type, self._half, enabled=self._half != torch.float32):
+            # Crops of images smaller than the crop have sizes of their own.
+            squared = [
+                model.squared_difference(model.normalise(crops.pixels.to(self._device)))
+                for crops in batch.groups
+            ]
+            strange = self._strange() if settings.penalty else 0.0
+        # [C, cells]
+        flat = torch.cat([part.float().transpose(0, 1).flatten(1) for part in squared], dim=1)
+        cells = torch.cat([crops.cells.flatten() for crops in batch.groups]).to(self._device)
+        loss = student_loss(flat, cells, settings) + settings.penalty * strange
+        self._source.report(batch, _highest(batch, squared, settings.batch))
+        return loss
+
+    def _strange(self) -> torch.Tensor:
+        """The student's mean squared output on a picture far from any good image (equation 4)."""
+        pixels = torch.from_numpy(self._penalties.draw(self._rng))[None].to(self._device)
+        features: torch.Tensor = self._model.student(self._model.normalise(pixels)).float()
+        return (features**2).mean()
+
+
+@torch.no_grad()
+def _highest(batch: Batch, squared: list[torch.Tensor], count: int) -> list[float]:
+    """The highest map value on good cells of each crop, in the batch's order."""
+    highest = [0.0] * count
+    for crops, part in zip(batch.groups, squared, strict=True):
+        raw_maps = part.float().mean(dim=1).cpu()
+        values = raw_maps.where(crops.cells == GOOD, 0.0).amax(dim=(1, 2))
+        for number, value in zip(crops.numbers, values.tolist(), strict=True):
+            highest[number] = value
+    return highest
+
+
+def _averaged(student: torch.nn.Module, loss: float) -> float:
+    """Average gradients over all processes, in place, and return the average loss."""
+    count = distributed.get_world_size()
+    for parameter in student.parameters():
+        if parameter.grad is not None:
+            distributed.all_reduce(parameter.grad)
+            parameter.grad /= count
+    total = torch.tensor([loss], device=next(student.parameters()).device)
+    distributed.all_reduce(total)
+    return float(total) / count
+
+
+def _optimiser(student: torch.nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimiser == "adam":
+        return torch.optim.Adam(student.parameters(), rate, weight_decay=decay)
+    return Muon(student.parameters(), rate, weight_decay=decay)
+
+
+def _schedule(
+    optimiser: torch.optim.Optimizer, settings: TrainingSettings
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """One cycle (Smith and Topin 2018) for short runs, or the paper's single drop to a tenth."""
+    if settings.one_cycle:
+        return torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.1
+        )
+    drop = max(1, round(settings.decay_at * settings.steps))
+    return torch.optim.lr_scheduler.StepLR(optimiser, drop, gamma=0.1)

@@ -1,0 +1,134 @@
+"""How good a student is on the way: AUROC over images that it is not trained on.
+
+With defective images: of full-size good ones against them, by the map's maximum. Without: drawn
+defects (pasted pieces, scratches, spots; `models.defects`) on held-out good images, each defect's
+peak against the peaks of the same crops as they are. Drawn ones are easier than real ones, so only
+the order of two students counts, not the figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.compute import compute_type
+from models.crops import GOOD, spoiled_crop
+from models.efficientad import StudentTeacher
+from models.images import read_image
+from models.tiles import TileSet, build_tiles, cells_hw, pad_frame, pixels_of, shrunk
+from models.variants import MARGIN_PX, STRIDE
+
+MOST_IMAGES = 50
+"""Of each kind: a validation must not take longer than the training."""
+SYNTHETIC_CROPS = 48
+SYNTHETIC_PX = 253
+"""56 cells: 4 n + 29."""
+DEFECTS_PER_CROP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationImages:
+    """Full-size images that nothing is learnt from and no threshold is set by."""
+
+    good: Sequence[Path]
+    bad: Sequence[Path]
+
+
+Validate = Callable[[StudentTeacher], float]
+
+
+def on_images(
+    images: ValidationImages, scale: int, inspected: NDArray[np.bool_] | None, seed: int
+) -> Validate:
+    """AUROC of whole images, at most 50 good and 50 defective ones, drawn by the seed."""
+    good, bad = (_some(paths, seed) for paths in (images.good, images.bad))
+
+    def validate(model: StudentTeacher) -> float:
+        peaks = [
+            [_image_peak(model, path, scale, inspected) for path in paths] for paths in (good, bad)
+        ]
+        return auroc(np.array(peaks[0]), np.array(peaks[1]))
+
+    return validate
+
+
+def on_drawn_defects(
+    held_out: Sequence[Path],
+    channels: int,
+    scale: int,
+    inspected: NDArray[np.bool_] | None,
+    seed: int,
+) -> Validate:
+    """AUROC of drawn defects among good crops of held-out images; all the same each time."""
+    tiles = build_tiles(held_out, channels, scale=scale, inspected=inspected, min_inspected=0.05)
+    crops = list(_drawn(tiles, np.random.default_rng([seed, 3])))
+
+    def validate(model: StudentTeacher) -> float:
+        good, bad = [], []
+        for before, after, cells, counted in crops:
+            plain, marred = (_raw_map(model, pixels) for pixels in (before, after))
+            good.append(float(plain[counted].max()))
+            numbers = np.unique(cells[cells > GOOD])
+            bad += [float(marred[cells == number].max()) for number in numbers]
+        return auroc(np.array(good), np.array(bad))
+
+    return validate
+
+
+def auroc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> float:
+    """Share of pairs in which the bad one is higher; ties count half. 0.5 without pairs."""
+    if not good.size or not bad.size:
+        return 0.5
+    ranked = np.sort(good)
+    below = np.searchsorted(ranked, bad, "left") + np.searchsorted(ranked, bad, "right")
+    return float(below.mean() / 2 / len(ranked))
+
+
+Drawn = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]
+
+
+def _drawn(tiles: TileSet, rng: np.random.Generator) -> list[Drawn]:
+    """Crops before and after, each cell's state, and which of them are inspected."""
+    crops: list[Drawn] = []
+    for index in rng.permutation(len(tiles))[:SYNTHETIC_CROPS].tolist():
+        tile = tiles[index]
+        rows, columns = cells_hw(*(min(SYNTHETIC_PX, side) for side in tile.shape[:2]))
+        crop = tile[: pixels_of(rows), : pixels_of(columns)]
+        counted = tiles.inspected_cells(index, 0, 0, (rows, columns))
+        marred, cells = spoiled_crop(crop, rng, DEFECTS_PER_CROP)
+        cells[~counted] = GOOD
+        if counted.any():
+            crops.append((crop, marred, cells, counted))
+    return crops
+
+
+def _image_peak(
+    model: StudentTeacher, path: Path, scale: int, inspected: NDArray[np.bool_] | None
+) -> float:
+    frame = shrunk(read_image(path, model.in_channels), scale)
+    raw_map = _raw_map(model, pad_frame(frame, MARGIN_PX))
+    if inspected is not None:
+        step = scale * STRIDE
+        raw_map = raw_map[inspected[::step, ::step][: raw_map.shape[0], : raw_map.shape[1]]]
+    return float(raw_map.max())
+
+
+@torch.no_grad()
+def _raw_map(model: StudentTeacher, padded: NDArray[np.uint8]) -> NDArray[np.float32]:
+    device = next(model.parameters()).device
+    half = compute_type(device)
+    with torch.autocast(device.type, half, enabled=half != torch.float32):
+        x = model.normalise(torch.from_numpy(np.array(padded)[None]).to(device))
+        raw_map = model.squared_difference(x).float().mean(dim=1)[0]
+    found: NDArray[np.float32] = raw_map.cpu().numpy()
+    return found
+
+
+def _some(paths: Sequence[Path], seed: int) -> list[Path]:
+    chosen = np.random.default_rng([seed, 4]).permutation(len(paths))[:MOST_IMAGES]
+    return [paths[k] for k in sorted(chosen.tolist())]

@@ -1,0 +1,230 @@
+"""A killed training goes on as if it had not been killed, keeps its best, and stops on nonsense."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+from models.checkpoint import load_state, save_state
+from models.efficientad import StudentTeacher
+from models.errors import DataError
+from models.fit import Companions, fit_student
+from models.student import TrainingSettings
+from models.tiles import TileSet, build_tiles
+from models.untrained import textured_frame, untrained_model
+
+SETTINGS = TrainingSettings(steps=12, batch=2, crop_px=64, validations=3)
+
+TRAIN = """
+import sys
+from pathlib import Path
+import torch
+from models import fit
+from models.student import TrainingSettings
+from models.training import train
+fit.SAVE_SECONDS = 0.0
+torch.set_num_threads(1)
+images, states, out, steps = sys.argv[1:5]
+settings = TrainingSettings(
+    scales=(1, 2), steps=int(steps), batch=2, crop_px=64, tile=128, validations=2
+)
+def tell(what, done, total):
+    print(what, done, flush=True)
+trained = train(
+    sorted(Path(images).iterdir()), settings=settings, state_dir=Path(states), resume=True,
+    progress=tell,
+)
+torch.save({"model": trained.model.state_dict(), "losses": trained.losses,
+            "q": [trained.q_a, trained.q_b]}, out)
+"""
+
+
+def images(folder: Path, count: int = 5) -> list[Path]:
+    folder.mkdir()
+    for k in range(count):
+        cv2.imwrite(str(folder / f"{k}.png"), textured_frame(150, 170, 1, seed=k))
+    return sorted(folder.iterdir())
+
+
+def pair_and_tiles(tmp_path: Path) -> tuple[StudentTeacher, TileSet]:
+    torch.manual_seed(0)
+    return untrained_model("pdn_tiny", 1).pair(1), build_tiles(images(tmp_path / "good"), 1)
+
+
+def test_killed_and_resumed_is_as_not_killed(tmp_path: Path) -> None:
+    good = tmp_path / "good"
+    images(good)
+
+    def start(states: str, out: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", TRAIN, str(good), str(tmp_path / states)]
+        return subprocess.Popen(
+            [*command, str(tmp_path / out), "24"], stdout=subprocess.PIPE, text=True
+        )
+
+    whole = start("a", "whole.pt")
+    assert whole.communicate()[0]
+    assert whole.returncode == 0
+    kills = 0
+    for stop_at in (5, 30):
+        victim = start("b", "resumed.pt")
+        assert victim.stdout is not None
+        for line in victim.stdout:
+            what, _, done = line.strip().rpartition(" ")
+            if what.startswith("train student") and int(done) >= stop_at:
+                os.kill(victim.pid, signal.SIGKILL)
+                kills += 1
+                break
+        victim.wait()
+        victim.stdout.close()
+    assert kills == 2
+    last = start("b", "resumed.pt")
+    told = last.communicate()[0].splitlines()
+    assert last.returncode == 0
+    steps = [int(line.rpartition(" ")[2]) for line in told if line.startswith("train student")]
+    assert len(steps) < 40  # of 48: it did go on
+    first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "resumed"))
+    assert first["losses"] == second["losses"]
+    assert first["q"] == second["q"]
+    for name, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][name]), name
+
+
+@pytest.mark.parametrize("optimiser", ["muon", "adam"])
+def test_state_goes_on_with_either_optimiser(tmp_path: Path, optimiser: str) -> None:
+    settings = replace(SETTINGS, optimiser=optimiser, accumulate=2, penalty=0.5, learning_rate=1e-3)
+    path = tmp_path / "s.state"
+
+    tiles = build_tiles(images(tmp_path / "good"), 1)
+
+    def run(stop_at: int | None) -> tuple[StudentTeacher, list[float]]:
+        model = untrained_model("pdn_tiny", 1).pair(1)
+        validations = iter([0.5, 0.9, 0.7])
+
+        def validate(_: StudentTeacher) -> float:
+            return next(validations)
+
+        def watch(step: int, loss: float, auroc: float) -> None:
+            if step == stop_at:
+                raise KeyboardInterrupt
+
+        fit = fit_student(model, tiles, settings, Companions(watch, validate, path, "key"))
+        return model, fit.losses
+
+    expected, losses = run(None)
+    with pytest.raises(KeyboardInterrupt):
+        run(4)  # a validation was due then, so the state is of this step
+    assert load_state(path, "key")["step"] == 4  # type: ignore[index]
+
+    # The validations before the stop are in the state: the rest is what comes now.
+    model = untrained_model("pdn_tiny", 1).pair(1)
+    rest = iter([0.9, 0.7])
+    companions = Companions(None, lambda _: next(rest), path, "key", resume=True)
+    fit = fit_student(model, tiles, settings, companions)
+    assert fit.losses == losses
+    assert [point.auroc for point in fit.curve] == [0.5, 0.9, 0.7]
+    assert fit.kept_step == 8
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_the_best_is_kept_not_the_last(tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+    values = iter([0.6, 0.8, 0.7])
+
+    def validate(model: StudentTeacher) -> float:
+        seen.append(model.student.conv1.weight.detach().clone())
+        return next(values)
+
+    model, tiles = pair_and_tiles(tmp_path)
+    fit = fit_student(model, tiles, SETTINGS, Companions(validate=validate))
+    assert [point.step for point in fit.curve] == [4, 8, 12]
+    assert fit.kept_step == 8
+    assert torch.equal(model.student.conv1.weight, seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+@pytest.mark.parametrize("validations", [0, 1, 5, 12, 100])
+def test_validations_are_as_many_as_asked(tmp_path: Path, validations: int) -> None:
+    model, tiles = pair_and_tiles(tmp_path)
+    settings = replace(SETTINGS, validations=validations)
+    fit = fit_student(model, tiles, settings, Companions(validate=lambda _: 0.5))
+    assert len(fit.curve) == min(validations, settings.steps)
+    assert fit.kept_step == settings.steps
+
+
+def test_nonsense_stops_it_and_the_state_before_stays(tmp_path: Path) -> None:
+    model, tiles = pair_and_tiles(tmp_path)
+    path = tmp_path / "s.state"
+
+    def poison(step: int, loss: float, auroc: float) -> None:
+        assert math.isfinite(loss)
+        if step == 5:
+            with torch.no_grad():
+                model.student.conv2.weight.fill_(math.nan)
+
+    with pytest.raises(DataError, match=r"loss nan found at step 6.*learning rate"):
+        fit_student(model, tiles, SETTINGS, Companions(poison, lambda _: 0.5, path, "key"))
+    state = load_state(path, "key")
+    assert state is not None
+    assert state["step"] == 4
+    assert all(torch.isfinite(tensor).all() for tensor in state["student"].values())
+
+
+def test_a_state_of_something_else_is_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "s.state"
+    assert load_state(path, "key") is None
+    save_state(path, "key", {"step": 3})
+    assert load_state(path, "key") == {"format": 1, "key": "key", "step": 3}
+    assert load_state(path, "other") is None
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:100], b"no state", whole[:-200]):
+        path.write_bytes(damaged)
+        assert load_state(path, "key") is None
+
+
+def test_no_room_for_a_state_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(DataError, match="cannot be written"):
+        save_state(tmp_path / "file" / "s.state", "key", {"step": 1})
+
+
+def test_training_in_two_processes_gives_one_student(tmp_path: Path) -> None:
+    images(tmp_path / "good")
+    program = tmp_path / "ranks.py"
+    program.write_text(
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from torch import distributed\n"
+        "from models.student import TrainingSettings\n"
+        "from models.training import train\n"
+        "torch.set_num_threads(1)\n"
+        "distributed.init_process_group('gloo')\n"
+        "settings = TrainingSettings(steps=4, batch=2, crop_px=64, tile=128, validations=0)\n"
+        "trained = train(sorted(Path(sys.argv[1]).iterdir()), settings=settings)\n"
+        "rank = distributed.get_rank()\n"
+        "torch.save([trained.model.state_dict(), trained.losses], f'{sys.argv[2]}/{rank}.pt')\n"
+        "distributed.destroy_process_group()\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    meeting = ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    done = subprocess.run(
+        [*launcher, *meeting, str(program), str(tmp_path / "good"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    (first, losses), (second, same) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert losses == same
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
