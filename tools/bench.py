@@ -1,13 +1,15 @@
-"""The benchmark program: every figure about speed in the README comes from here.
+"""The benchmark program: every figure in the README comes from here.
 
 python -m tools.bench pipeline              four cameras, no engine: what the line itself costs
 python -m tools.bench pipeline --json
+python -m tools.bench accuracy              both image sets, from nothing, over three seeds
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -203,8 +205,6 @@ def _machine() -> str:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    import os
-
     return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}"
 
 
@@ -232,6 +232,43 @@ def _print(figures: PipelineFigures) -> None:
     console.print(table)
 
 
+def _accuracy_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, default=None, help="parent of the image sets")
+    parser.add_argument("--sets", default="deeppcb,magnetic_tile")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--variant", default="pdn_tiny")
+    parser.add_argument("--steps", type=int, default=0, help="other than the plan's")
+    parser.add_argument("--random-teacher", action="store_true", help="the baseline of no teacher")
+    parser.add_argument("--device", default="cpu", help="of torch, for the training")
+    parser.add_argument("--out", type=Path, default=Path("accuracy-out"))
+    parser.add_argument("--json", action="store_true", help="figures as JSON")
+
+
+def bench_accuracy(chosen: argparse.Namespace) -> int:
+    """Train, calibrate and look, set by set and seed by seed; a table in the end."""
+    from tools.accuracy import bench, print_table
+
+    data = chosen.data or Path(os.environ.get("LINEWATCH_DATA", "../shared/data"))
+    found = bench(
+        data,
+        chosen.sets.split(","),
+        [int(seed) for seed in chosen.seeds.split(",")],
+        variant=chosen.variant,
+        steps=chosen.steps,
+        random_teacher=chosen.random_teacher,
+        device=chosen.device,
+        out=chosen.out,
+        quiet=chosen.json,
+    )
+    found |= {"machine": _machine(), "when": f"{datetime.now(UTC):%Y-%m-%d}"}
+    (chosen.out / "accuracy.json").write_text(json.dumps(found, indent=2) + "\n")
+    if chosen.json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_table(found)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -245,7 +282,10 @@ def main(arguments: list[str] | None = None) -> int:
     line.add_argument("--seconds", type=float, default=20.0)
     line.add_argument("--slots", type=int, default=12, help="per camera")
     line.add_argument("--json", action="store_true", help="figures as JSON")
+    _accuracy_parser(commands.add_parser("accuracy", help="what is found, and what is not"))
     chosen = parser.parse_args(arguments)
+    if chosen.command == "accuracy":
+        return bench_accuracy(chosen)
     figures = bench_pipeline(
         cameras=chosen.cameras,
         width=chosen.width,

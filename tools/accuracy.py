@@ -1,0 +1,376 @@
+"""The accuracy benchmark: trained on `train`, chosen and calibrated on `val`, looked at on `test`.
+
+Run by `python -m tools.bench accuracy`. For each data set, settings are fixed here (`PLANS`); they
+were chosen on `val`. Every seed trains from nothing. Thresholds are those of `linewatch calibrate`
+on val's good images; test images meet the detector once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from calibrate.calibration import calibrate
+from calibrate.metrics import (
+    PixelCurves,
+    at_pixels,
+    box_peak,
+    image_auroc,
+    interval,
+    recall_at,
+)
+from calibrate.scores import raw_maps
+from models.augment import Augmentation
+from models.bundle import Bundle
+from models.images import read_image
+from models.references import save_detector
+from models.runtimes import engine_of, open_runtime
+from models.student import TrainingSettings
+from models.teacher import Teacher
+from models.training import train
+from models.untrained import untrained_model
+from models.validation import ValidationImages
+from pipeline.boxes import iou
+from pipeline.commands.progress import progress_bar
+from pipeline.config import Recipe
+from pipeline.rules import DecisionRule, Thresholds
+from tools.image_sets import BadImage, ImageSet, load_set
+
+RIGHT_IOU = 0.33
+"""DeepPCB's own measure of a box."""
+TOY_BLUR_SIGMA = 2.0
+
+ROWS = {
+    "image_auroc": "image AUROC",
+    "pixel_auroc": "pixel AUROC",
+    "au_pro": "AU-PRO (0.3)",
+    "recall_at_1": "defect recall at 1 % false rejects",
+    "recall_at_5": "defect recall at 5 % false rejects",
+    "frozen_recall": "threshold of val: defect recall",
+    "frozen_image_recall": "threshold of val: image recall",
+    "frozen_false_rejects": "threshold of val: false rejects",
+    "box_f": "threshold of val: F-score of boxes, IoU 0.33",
+}
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Settings of one data set."""
+
+    settings: TrainingSettings
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+PLANS = {
+    "deeppcb": Plan(
+        TrainingSettings(steps=6000, augment=Augmentation(mirror=True, quarter_turns=True))
+    ),
+    "magnetic_tile": Plan(TrainingSettings(scales=(1, 2), steps=3000)),
+}
+
+
+@dataclass(slots=True)
+class Looked:
+    """Raw results of one detector on the test images."""
+
+    good: list[float]
+    """Highest raw map value of each good image."""
+    bad: list[float]
+    bad_kinds: list[str]
+    """Of each defective image: the kind of its first defect."""
+    peaks: list[tuple[int, str, float]]
+    """Defective image, kind and highest value of each defect."""
+    good_failed: int
+    bad_failed: int
+    defects_failed: list[bool]
+    """Whether each defect lies under a box of the frozen threshold."""
+    boxes: int
+    boxes_right: int
+    found: int
+    """Defects that a box overlaps with an IoU of over 0.33."""
+    pixel_auroc: float
+    au_pro: float
+
+
+def bench(
+    data: Path,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    variant: str,
+    steps: int,
+    random_teacher: bool,
+    device: str,
+    out: Path,
+    quiet: bool,
+) -> dict[str, Any]:
+    """All sets and seeds; what was found is also written to `out`, seed by seed."""
+    out.mkdir(parents=True, exist_ok=True)
+    table: dict[str, Any] = {"variant": variant, "seeds": list(seeds), "sets": {}}
+    for name in names:
+        images = load_set(data, name)
+        plan = PLANS[name]
+        looks, abouts = [], []
+        for seed in seeds:
+            settings = replace(plan.settings, seed=seed, steps=steps or plan.settings.steps)
+            with progress_bar(f"{name}, seed {seed}", None, quiet=quiet) as update:
+                looked, about = run_seed(
+                    images,
+                    replace(plan, settings=settings),
+                    variant=variant,
+                    teacher=random_features(variant, seed) if random_teacher else None,
+                    work=out,
+                    device=device,
+                    report=lambda what, done, total: update(done, total, what),
+                )
+            looks.append(looked)
+            abouts.append(about)
+            (out / f"{name}-{seed}.json").write_text(json.dumps(asdict(looked) | about))
+        about = {"runs": abouts, "toy_image_auroc": toy_auroc(images)}
+        table["sets"][name] = figures(looks) | about
+    return table
+
+
+def random_features(variant: str, seed: int) -> Teacher:
+    """A teacher that nobody taught: the baseline."""
+    pair = untrained_model(variant, 1, seed=seed).pair(1)
+    return Teacher(pair.teacher, pair.input_mean, pair.input_std, f"random-{seed}", "none")
+
+
+def run_seed(
+    images: ImageSet,
+    plan: Plan,
+    *,
+    variant: str,
+    teacher: Teacher | None,
+    work: Path,
+    device: str,
+    report: Report,
+) -> tuple[Looked, dict[str, Any]]:
+    """Train, calibrate and look at the test images; results and how they came about."""
+    begun = time.monotonic()
+    trained = train(
+        images.train,
+        variant,
+        channels=1,
+        settings=plan.settings,
+        teacher=teacher,
+        validation=ValidationImages(images.val_good, [bad.path for bad in images.val_bad]),
+        cache_dir=work / "tiles",
+        device=device,
+        progress=report,
+    )
+    minutes = (time.monotonic() - begun) / 60
+    bundle = save_detector(
+        work / "bundles",
+        trained.model,
+        q_a=trained.q_a,
+        q_b=trained.q_b,
+        provenance=trained.provenance,
+        frames=[read_image(path, 1) for path in trained.held_out[:2]],
+    )
+    calibrated = calibrate(
+        bundle,
+        list(images.val_good),
+        recipe=plan.recipe,
+        out_dir=work / "bundles",
+        progress=lambda done, total: report("calibrate", done, total),
+    )
+    looked = look(calibrated, images.test_good, images.test_bad, plan.recipe, report)
+    about = {
+        "minutes": minutes,
+        "kept_steps": {scale: fit.kept_step for scale, fit in trained.fits.items()},
+        "bundle": calibrated.name,
+    }
+    return looked, about
+
+
+def look(
+    bundle_path: Path,
+    good: Sequence[Path],
+    bad: Sequence[BadImage],
+    recipe: Recipe,
+    report: Report,
+) -> Looked:
+    """Images through the engine and the rule that serve."""
+    bundle = Bundle.load(bundle_path)
+    runtime = open_runtime(bundle)
+    curves = PixelCurves()
+    looked = Looked([], [], [], [], 0, 0, [], 0, 0, 0, float("nan"), float("nan"))
+    chosen = bundle.thresholds(engine_of(runtime.engine_id))
+    thresholds = Thresholds(
+        bundle.calibration.q_a,
+        bundle.calibration.q_b,
+        chosen.image_threshold,
+        chosen.pixel_threshold,
+    )
+    truths: list[BadImage | None] = [*[None] * len(good), *bad]
+    try:
+        for number, truth in enumerate(truths):
+            path = good[number] if truth is None else truth.path
+            (seen,) = raw_maps(runtime, [path], bundle.in_channels, recipe)
+            rule = DecisionRule(thresholds, recipe, seen.frame_hw)
+            decision = rule.decide(seen.raw_map)
+            failed = bool(decision.defects)
+            pixels = at_pixels(seen.raw_map, *seen.frame_hw)
+            boxes = [defect.box_xyxy for defect in decision.defects]
+            looked.boxes += len(boxes)
+            if truth is None:
+                looked.good.append(decision.raw_peak)
+                looked.good_failed += failed
+                curves.add(pixels)
+            else:
+                _take(looked, truth, len(looked.bad), seen.raw_map, boxes)
+                looked.bad.append(decision.raw_peak)
+                looked.bad_failed += failed
+                curves.add(pixels, truth.truth(*seen.frame_hw))
+            report("look at test images", number + 1, len(truths))
+    finally:
+        runtime.close()
+    looked.pixel_auroc, looked.au_pro = curves.auroc(), curves.au_pro()
+    return looked
+
+
+def _take(
+    looked: Looked,
+    truth: BadImage,
+    number: int,
+    raw_map: NDArray[np.float32],
+    boxes: Sequence[tuple[int, int, int, int]],
+) -> None:
+    looked.bad_kinds.append(truth.defects[0].kind)
+    free = list(boxes)
+    for defect in truth.defects:
+        looked.peaks.append((number, defect.kind, box_peak(raw_map, defect.box_xyxy)))
+        looked.defects_failed.append(any(_touch(box, defect.box_xyxy) for box in boxes))
+        best = max(free, key=lambda box: iou(box, defect.box_xyxy), default=None)
+        if best is not None and iou(best, defect.box_xyxy) > RIGHT_IOU:
+            free.remove(best)  # each box is right once
+            looked.found += 1
+            looked.boxes_right += 1
+
+
+def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def figures(seeds: Sequence[Looked]) -> dict[str, Any]:
+    """Means over seeds, with 95 % intervals over the images (the same ones drawn for all seeds)."""
+    kinds = sorted({kind for _, kind, _ in seeds[0].peaks})
+    table: dict[str, Any] = {
+        "image_auroc": _resampled(seeds, lambda good, bad, _: image_auroc(good, bad)),
+        "pixel_auroc": _spread([looked.pixel_auroc for looked in seeds]),
+        "au_pro": _spread([looked.au_pro for looked in seeds]),
+        "recall_at_1": _resampled(seeds, lambda good, _, peaks: recall_at(good, peaks, 0.01)),
+        "recall_at_5": _resampled(seeds, lambda good, _, peaks: recall_at(good, peaks, 0.05)),
+        "frozen_false_rejects": _spread([s.good_failed / len(s.good) for s in seeds]),
+        "frozen_image_recall": _spread([s.bad_failed / len(s.bad) for s in seeds]),
+        "frozen_recall": _spread([float(np.mean(s.defects_failed)) for s in seeds]),
+        "box_f": _spread([_f_score(s) for s in seeds]),
+        "kinds": {},
+    }
+    for kind in kinds:
+        table["kinds"][kind] = {
+            "image_auroc": _resampled(seeds, lambda good, bad, _: image_auroc(good, bad), kind),
+            "recall_at_1": _resampled(
+                seeds, lambda good, _, peaks: recall_at(good, peaks, 0.01), kind
+            ),
+            "recall_at_5": _resampled(
+                seeds, lambda good, _, peaks: recall_at(good, peaks, 0.05), kind
+            ),
+        }
+    return table
+
+
+def toy_auroc(images: ImageSet) -> float:
+    """Of the toy: the greatest difference of the blurred image from its own median tone."""
+
+    def score(path: Path) -> float:
+        grey = read_image(path, 1)[..., 0]
+        blurred = cv2.GaussianBlur(grey, (0, 0), TOY_BLUR_SIGMA).astype(np.float32)
+        return float(np.abs(blurred - np.median(grey)).max())
+
+    return image_auroc(
+        [score(path) for path in images.test_good], [score(bad.path) for bad in images.test_bad]
+    )
+
+
+def print_table(found: dict[str, Any]) -> None:
+    """One table for each data set, kinds of defects below."""
+    for name, figures_ in found["sets"].items():
+        minutes = np.mean([run["minutes"] for run in figures_["runs"]])
+        table = Table(title=f"{name}: {found['variant']}, {len(found['seeds'])} seed(s)")
+        for column in ("", "mean", "low", "high"):
+            table.add_column(column, justify="right" if column else "left")
+        for key, label in ROWS.items():
+            table.add_row(label, *(f"{value:.3f}" for value in figures_[key]))
+        for kind, of_kind in figures_["kinds"].items():
+            for key, values in of_kind.items():
+                table.add_row(f"{kind}: {ROWS[key]}", *(f"{value:.3f}" for value in values))
+        table.caption = (
+            f"toy: image AUROC {figures_['toy_image_auroc']:.3f}; {minutes:.1f} min a training; "
+            f"{found['machine']}, {found['when']}"
+        )
+        Console().print(table)
+
+
+Statistic = Callable[[list[float], list[float], list[float]], float]
+"""Of good images' scores, defective images' scores, defects' peaks."""
+
+
+def _resampled(seeds: Sequence[Looked], statistic: Statistic, kind: str = "") -> list[float]:
+    """[mean over the seeds, lower, upper end of its interval]."""
+
+    def value(good: NDArray[np.intp], bad: NDArray[np.intp]) -> float:
+        values = []
+        for looked in seeds:
+            scores = np.array(looked.good)[good].tolist()
+            chosen = [k for k in bad.tolist() if not kind or kind in _kinds(looked, k)]
+            peaks = [
+                peak
+                for k in chosen
+                for which, peak in _peaks(looked, k)
+                if not kind or which == kind
+            ]
+            values.append(statistic(scores, [looked.bad[k] for k in chosen], peaks))
+        return float(np.mean(values))
+
+    goods, bads = len(seeds[0].good), len(seeds[0].bad)
+    everything = value(np.arange(goods), np.arange(bads))
+
+    def drawn(indices: NDArray[np.intp]) -> float:
+        """Good and defective images are drawn each among their kind."""
+        rng = np.random.default_rng(indices[:8].tolist())
+        return value(rng.integers(0, goods, goods), rng.integers(0, bads, bads))
+
+    return [everything, *interval(drawn, goods + bads, resamplings=300)]
+
+
+def _peaks(looked: Looked, image: int) -> list[tuple[str, float]]:
+    return [(kind, peak) for number, kind, peak in looked.peaks if number == image]
+
+
+def _kinds(looked: Looked, image: int) -> set[str]:
+    return {kind for kind, _ in _peaks(looked, image)}
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    """[mean, lowest, highest] over the seeds."""
+    return [float(np.mean(values)), float(min(values)), float(max(values))]
+
+
+def _f_score(looked: Looked) -> float:
+    recall = looked.found / max(1, len(looked.peaks))
+    precision = looked.boxes_right / max(1, looked.boxes)
+    return 2 * recall * precision / max(1e-9, recall + precision)
