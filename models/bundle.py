@@ -39,11 +39,13 @@ from numpy.typing import NDArray
 
 from models.errors import BundleError, RuntimeUnavailable
 from models.fused import FusedGraph, Weights, check_weights, fuse
+from models.precedents import Precedents
 from models.schema import (
     CALIBRATION,
     FILES,
     KIND,
     MANIFEST,
+    PRECEDENTS,
     REFERENCE,
     RESTORE,
     SCHEMA,
@@ -157,6 +159,16 @@ class Bundle:
         check_tolerances(arrays, self.calibration, str(self.path / TOLERANCE))
         return arrays
 
+    def precedents(self) -> Precedents | None:
+        """The training images to look suspicions up in; None where that was not asked for."""
+        arrays = _arrays(self.path, PRECEDENTS, self.files)
+        if not arrays:
+            return None
+        try:
+            return Precedents.of_arrays(arrays)
+        except ValueError as error:
+            raise BundleError(f"{self.path / PRECEDENTS}: {error}: {RESTORE}") from error
+
     def thresholds(self, engine: str) -> EngineThresholds:
         """Of one `runtime/precision`. Raises `RuntimeUnavailable` when it was not calibrated."""
         found = self.calibration.engines.get(engine)
@@ -179,6 +191,7 @@ def write_bundle(
     provenance: Mapping[str, Any],
     calibration: Calibration,
     references: Sequence[Reference],
+    precedents: Precedents | None = None,
     parent: str | None = None,
 ) -> Path:
     """Write a bundle into `out_dir` and return its directory. The same content, the same name.
@@ -200,6 +213,7 @@ def write_bundle(
         CALIBRATION: _to_json(dataclasses.asdict(calibration)),
         REFERENCE: _npz(arrays),
         TOLERANCE: _npz({}),
+        PRECEDENTS: _npz(precedents.arrays() if precedents else {}),
     }
     about = {
         "variant": variant,
@@ -228,6 +242,7 @@ def recalibrated(
         CALIBRATION: _to_json(dataclasses.asdict(calibration)),
         REFERENCE: _read_checked(bundle.path, REFERENCE, bundle.files),
         TOLERANCE: _npz(tolerances or {}),
+        PRECEDENTS: _read_checked(bundle.path, PRECEDENTS, bundle.files),
     }
     about = {
         "variant": bundle.variant,

@@ -19,6 +19,7 @@ from models.bundle import Calibration, Reference, write_bundle
 from models.efficientad import Detector
 from models.errors import DataError
 from models.fused import Weights
+from models.precedents import Precedents
 from models.tiles import pad_frame
 from models.variants import FRAME_MARGIN_PX, GRID_PX, RECEPTIVE_FIELD_PX
 
@@ -75,6 +76,7 @@ def save_detector(
     q_b: float,
     provenance: Mapping[str, Any],
     frames: Sequence[NDArray[np.uint8]],
+    precedents: Precedents | None = None,
 ) -> Path:
     """Write the first bundle of a trained detector, without thresholds; see `write_bundle`.
 
@@ -90,6 +92,7 @@ def save_detector(
         provenance=provenance,
         calibration=Calibration(q_a, q_b, {}),
         references=make_references(model, frames),
+        precedents=precedents,
     )
 
 

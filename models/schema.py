@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from models.errors import BundleError
 from models.variants import ALLOWED_SCALES, FRAME_MARGIN_PX, STRIDE, map_hw
 
-SCHEMA = 2
+SCHEMA = 3
 KIND = "student_teacher"
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 CALIBRATION = "calibration.json"
 REFERENCE = "reference.npz"
 TOLERANCE = "tolerance.npz"
-FILES = (WEIGHTS, CALIBRATION, REFERENCE, TOLERANCE)
+PRECEDENTS = "precedents.npz"
+"""Empty where nothing is looked up."""
+FILES = (WEIGHTS, CALIBRATION, REFERENCE, TOLERANCE, PRECEDENTS)
 RESTORE = "copy the bundle again from where it was made, or make it again"
 
 

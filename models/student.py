@@ -72,6 +72,8 @@ class TrainingSettings:
     """Weight of the student's own output on pictures of nothing (the paper's equation 4)."""
     validations: int = 10
     """How often each student is validated on the way; its best state is kept. 0: the last is."""
+    precedents: bool = False
+    """Look suspicions up among the training images: for boards and prints, that repeat exactly."""
     held_out: float = 0.2
     q_a: float = 0.9
     q_b: float = 0.995

@@ -34,6 +34,7 @@ from models.errors import DataError
 from models.fit import Companions, Fit, fit_student
 from models.images import guess_channels, read_image
 from models.penalty import PenaltySource
+from models.precedents import Precedents, choose_images, learn_coarse
 from models.student import TrainingSettings, begin_student, check_settings
 from models.teacher import Teacher, load_builtin_teacher
 from models.tiles import Tile, TileSet, build_tiles, pad_frame, tile_grid
@@ -60,6 +61,7 @@ class TrainedDetector:
     """Images that trained nothing: good ones to take reference crops from."""
     fits: dict[int, Fit] = field(default_factory=dict)
     """By scale: losses and validations, for curves."""
+    precedents: Precedents | None = None
     states: list[Path] = field(default_factory=list)
     """Files to go on from, of no more use once the detector is saved."""
 
@@ -176,7 +178,15 @@ def train(
         "curves": {str(scale): _curve(fit) for scale, fit in fits.items()},
     }
     states = [each.state for each in companions if each.state is not None]
-    return TrainedDetector(model, q_a, q_b, provenance, held_out, fits, states)
+    precedents = None
+    if settings.precedents:
+        report("describe windows", 0, 1)
+        frames = choose_images(learn, channels)
+        precedents = Precedents(frames, learn_coarse(frames, settings.seed))
+        provenance["precedents"] = len(frames)
+    return TrainedDetector(
+        model, q_a, q_b, provenance, held_out, fits, precedents=precedents, states=states
+    )
 
 
 def _fit_students(

@@ -87,8 +87,8 @@ class Looked:
     good: list[float]
     """Highest raw map value of each good image."""
     bad: list[float]
-    bad_kinds: list[str]
-    """Of each defective image: the kind of its first defect."""
+    bad_kinds: list[list[str]]
+    """Of each defective image: what is in it."""
     peaks: list[tuple[int, str, float]]
     """Defective image, kind and highest value of each defect."""
     good_failed: int
@@ -178,6 +178,7 @@ def run_seed(
         q_a=trained.q_a,
         q_b=trained.q_b,
         provenance=trained.provenance,
+        precedents=trained.precedents,
         frames=[read_image(path, 1) for path in trained.held_out[:2]],
     )
     calibrated = calibrate(
@@ -249,7 +250,7 @@ def _take(
     raw_map: NDArray[np.float32],
     boxes: Sequence[tuple[int, int, int, int]],
 ) -> None:
-    looked.bad_kinds.append(truth.defects[0].kind)
+    looked.bad_kinds.append(sorted(truth.kinds))
     free = list(boxes)
     for defect in truth.defects:
         looked.peaks.append((number, defect.kind, box_peak(raw_map, defect.box_xyxy)))
@@ -336,7 +337,7 @@ def _resampled(seeds: Sequence[Looked], statistic: Statistic, kind: str = "") ->
         values = []
         for looked in seeds:
             scores = np.array(looked.good)[good].tolist()
-            chosen = [k for k in bad.tolist() if not kind or kind in _kinds(looked, k)]
+            chosen = [k for k in bad.tolist() if not kind or kind in looked.bad_kinds[k]]
             peaks = [
                 peak
                 for k in chosen
@@ -359,10 +360,6 @@ def _resampled(seeds: Sequence[Looked], statistic: Statistic, kind: str = "") ->
 
 def _peaks(looked: Looked, image: int) -> list[tuple[str, float]]:
     return [(kind, peak) for number, kind, peak in looked.peaks if number == image]
-
-
-def _kinds(looked: Looked, image: int) -> set[str]:
-    return {kind for kind, _ in _peaks(looked, image)}
 
 
 def _spread(values: Sequence[float]) -> list[float]:

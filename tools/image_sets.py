@@ -35,6 +35,8 @@ class BadImage:
     """A defective image. mask: bool (H, W), or None where only boxes are known."""
 
     path: Path
+    kinds: frozenset[str]
+    """Of its defects; a mask may be empty, and the image is defective all the same."""
     defects: tuple[Defect, ...]
     mask: NDArray[np.bool_] | None
 
@@ -85,7 +87,8 @@ def _pcb_bad(folder: Path, part: str) -> list[BadImage]:
             if line.strip():
                 x0, y0, x1, y1, kind = (int(value) for value in line.split())
                 defects.append(Defect(PCB_TYPES[kind], (x0, y0, x1, y1)))
-        images.append(BadImage(path, tuple(defects), None))
+        kinds = frozenset(defect.kind for defect in defects)
+        images.append(BadImage(path, kinds, tuple(defects), None))
     return images
 
 
@@ -103,5 +106,5 @@ def _tile_bad(folder: Path, part: str) -> list[BadImage]:
                 Defect(kind, (int(x), int(y), int(x + width), int(y + height)))
                 for x, y, width, height, _ in boxes[1:]
             )
-            images.append(BadImage(path, defects, mask))
+            images.append(BadImage(path, frozenset([kind]), defects, mask))
     return images

@@ -4,6 +4,7 @@
 2. The row's module is imported (nothing imports torch or openvino before that) and opened.
 3. Without thresholds for its `runtime/precision` the engine is refused: they are not portable.
 4. It must reproduce the bundle's reference maps (`models.runtimes.parity`).
+5. Where the bundle brings its training images, suspicions are looked up (`models.precedents`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from models.bundle import Bundle
 from models.errors import RuntimeUnavailable
 from models.runtimes.base import EngineOptions, Factory, Runtime
+from models.runtimes.looking_up import LookingUp
 from models.runtimes.parity import check_parity
 
 __all__ = [
@@ -81,10 +83,13 @@ def open_runtime(
         if not calibrating:
             bundle.thresholds(engine_of(engine.engine_id))
         check_parity(engine, bundle, shapes)
+        precedents = bundle.precedents()
     except BaseException:
         engine.close()
         raise
-    return engine
+    if precedents is None:
+        return engine
+    return LookingUp(engine, precedents, bundle.calibration.q_b)
 
 
 def engine_of(engine_id: str) -> str:

@@ -98,6 +98,7 @@ def command(
         q_a=detector.q_a,
         q_b=detector.q_b,
         provenance=detector.provenance,
+        precedents=detector.precedents,
         frames=frames,
     )
     learnt, held_out = detector.provenance["images"], detector.provenance["held_out"]

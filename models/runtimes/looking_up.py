@@ -1,0 +1,33 @@
+"""An engine whose suspicions are looked up among the training images (`models.precedents`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.precedents import Precedents
+from models.runtimes.base import Runtime
+
+
+class LookingUp:
+    """Any runtime, with its maps weighed by precedents where they are over `level` (raw)."""
+
+    def __init__(self, engine: Runtime, precedents: Precedents, level: float) -> None:
+        self._engine, self._precedents, self._level = engine, precedents, level
+
+    @property
+    def engine_id(self) -> str:
+        return self._engine.engine_id
+
+    def infer(
+        self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
+    ) -> list[float]:
+        self._engine.infer(padded, out)
+        for frame, raw_map in zip(padded, out, strict=True):
+            self._precedents.weigh(frame, raw_map, self._level)
+        return [float(raw_map.max()) for raw_map in out]
+
+    def close(self) -> None:
+        self._engine.close()
