@@ -11,13 +11,15 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import distributed
 
 from models.checkpoint import load_state, save_state
@@ -79,6 +81,16 @@ def fit_student(
     Raises `DataError` for a loss that is not finite: the state before it stays on disk.
     """
     loop = _Loop(model, tiles, settings, penalties)
+    try:
+        _run(loop, model, settings, companions)
+    finally:
+        loop.close()
+    return loop.finish()
+
+
+def _run(
+    loop: _Loop, model: StudentTeacher, settings: TrainingSettings, companions: Companions
+) -> None:
     if companions.resume and companions.state is not None:
         loop.take_up(load_state(companions.state, companions.key))
     saved = time.monotonic()
@@ -93,7 +105,6 @@ def fit_student(
         if companions.report is not None:
             auroc = loop.fit.curve[-1].auroc if loop.fit.curve else math.nan
             companions.report(loop.step, loss, auroc)
-    return loop.finish()
 
 
 def _validation_due(step: int, settings: TrainingSettings) -> bool:
@@ -131,6 +142,17 @@ class _Loop:
             revisited=settings.revisited,
             augmentation=settings.augment,
         )
+        # Two threads do not make one batch twice as fast, but two batches (1.1 and 1.8 times,
+        # measured with crops of 128 px).
+        threads = min(torch.get_num_threads(), settings.accumulate)
+        self._pool = None
+        self._map: Callable[..., Iterable[_Part]] = map
+        if threads > 1 and self._device.type == "cpu":
+            each = torch.get_num_threads() // threads
+            self._pool = ThreadPoolExecutor(
+                threads, initializer=torch.set_num_threads, initargs=(each,)
+            )
+            self._map = self._pool.map
         self.step = 0
         self.fit = Fit()
         self._best: dict[str, torch.Tensor] | None = None
@@ -138,12 +160,18 @@ class _Loop:
     def advance(self) -> float:
         """One step; its loss."""
         settings = self._settings
-        self._optimiser.zero_grad(set_to_none=True)
-        total = 0.0
-        for _ in range(settings.accumulate):
-            loss = self._loss(self._source.draw()) / settings.accumulate
-            torch.autograd.backward(loss)
-            total += float(loss.detach())
+        # All random numbers are drawn here, in one order, however the work is shared out.
+        batches = [self._source.draw() for _ in range(settings.accumulate)]
+        strangers = [self._stranger() for _ in batches]
+        parts = list(self._map(self._part, batches, strangers))
+        parameters = list(self._student.parameters())
+        for parameter, *gradients in zip(
+            parameters, *(part.gradients for part in parts), strict=True
+        ):
+            parameter.grad = torch.stack(gradients).sum(dim=0) / len(parts)
+        total = sum(part.loss for part in parts) / len(parts)
+        for batch, part in zip(batches, parts, strict=True):
+            self._source.report(batch, part.highest)
         if distributed.is_initialized():
             total = _averaged(self._student, total)
         if not math.isfinite(total):
@@ -205,27 +233,46 @@ class _Loop:
         )
         self._best = state["best"]
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def _part(self, batch: Batch, stranger: NDArray[np.uint8] | None) -> _Part:
+        """Loss and gradients of one batch."""
         model, settings = self._model, self._settings
-        with torch.autocast(self._device.type, self._half, enabled=self._half != torch.float32):
+        half, kind = self._half, self._device.type
+        # The cache of converted weights is one for all threads.
+        with torch.autocast(kind, half, enabled=half != torch.float32, cache_enabled=False):
             # Crops of images smaller than the crop have sizes of their own.
             squared = [
                 model.squared_difference(model.normalise(crops.pixels.to(self._device)))
                 for crops in batch.groups
             ]
-            strange = self._strange() if settings.penalty else 0.0
+            strange = 0.0 if stranger is None else self._strange(stranger)
         # [C, cells]
         flat = torch.cat([part.float().transpose(0, 1).flatten(1) for part in squared], dim=1)
         cells = torch.cat([crops.cells.flatten() for crops in batch.groups]).to(self._device)
         loss = student_loss(flat, cells, settings) + settings.penalty * strange
-        self._source.report(batch, _highest(batch, squared, settings.batch))
-        return loss
+        gradients = torch.autograd.grad(loss, list(self._student.parameters()))
+        return _Part(float(loss.detach()), gradients, _highest(batch, squared, settings.batch))
 
-    def _strange(self) -> torch.Tensor:
+    def _stranger(self) -> NDArray[np.uint8] | None:
+        return self._penalties.draw(self._rng) if self._settings.penalty else None
+
+    def _strange(self, picture: NDArray[np.uint8]) -> torch.Tensor:
         """The student's mean squared output on a picture far from any good image (equation 4)."""
-        pixels = torch.from_numpy(self._penalties.draw(self._rng))[None].to(self._device)
+        pixels = torch.from_numpy(picture)[None].to(self._device)
         features: torch.Tensor = self._model.student(self._model.normalise(pixels)).float()
         return (features**2).mean()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one batch of a step gave."""
+
+    loss: float
+    gradients: tuple[torch.Tensor, ...]
+    highest: list[float]
 
 
 @torch.no_grad()
