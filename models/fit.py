@@ -29,7 +29,8 @@ from models.efficientad import StudentTeacher
 from models.errors import DataError
 from models.muon import Muon
 from models.penalty import PenaltySource
-from models.student import TrainingSettings, student_loss
+from models.settings import TrainingSettings
+from models.student import student_loss
 from models.tiles import TileSet
 
 MAX_GRADIENT = 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,17 +53,7 @@ def read_image(path: Path, channels: int | None = None) -> NDArray[np.uint8]:
     An alpha channel is left out. Raises `DataError` for what cannot be read, is not 8 bit, or is
     smaller than a network's view.
     """
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise DataError(f"{path}: unreadable ({error.strerror or error})") from error
-    # IMREAD_UNCHANGED: without it OpenCV quietly takes 16 bit to 8 by dropping the low byte.
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    if image is None:
-        raise DataError(
-            f"{path}: {data.size} bytes that are no image found, expected a whole PNG, JPEG, BMP "
-            "or TIFF: copy the file again or take it out of the folder"
-        )
+    image = decode_image(path)
     if image.dtype != np.uint8:
         raise DataError(
             f"{path}: {image.dtype} pixels found, expected 8 bit: convert the images with the "
@@ -86,6 +77,25 @@ def read_image(path: Path, channels: int | None = None) -> NDArray[np.uint8]:
         image = np.repeat(image, 3, axis=2)
     whole: NDArray[np.uint8] = np.ascontiguousarray(image)
     return whole
+
+
+def decode_image(path: Path) -> NDArray[Any]:
+    """What the file holds, as OpenCV gives it: (H, W) or BGR (H, W, C), any depth.
+
+    Raises `DataError` for what cannot be read.
+    """
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: unreadable ({error.strerror or error})") from error
+    # IMREAD_UNCHANGED: without it OpenCV quietly takes 16 bit to 8 by dropping the low byte.
+    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    if image is None:
+        raise DataError(
+            f"{path}: {data.size} bytes that are no image found, expected a whole PNG, JPEG, BMP "
+            "or TIFF: copy the file again or take it out of the folder"
+        )
+    return image
 
 
 def guess_channels(paths: Sequence[Path], look_at: int = 8) -> int:

@@ -29,9 +29,10 @@ from numpy.typing import NDArray
 
 from models.errors import DataError
 from models.images import read_image
+from models.masks import FindObject, object_finder
 from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE, map_hw
 
-FORMAT = 3
+FORMAT = 4
 DATA = "tiles.bin"
 INDEX = "index.json"
 Progress = Callable[[int, int], None]
@@ -174,17 +175,21 @@ def build_tiles(
     stride: int | None = None,
     inspected: NDArray[np.bool_] | None = None,
     min_inspected: float = 0.25,
+    mask: str = "none",
+    mask_threshold: float = 0.5,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> TileSet:
     """Cut all images into tiles, or take them from the cache.
 
     channels: 1 or 3. scale: images are shrunk so many times first; tile and stride are pixels of
-    what is left. inspected: bool (H, W), for images that all have this size; a tile is kept when at
-    least `min_inspected` of it is True. cache_dir None keeps the tiles in memory.
+    what is left. inspected: bool (H, W), for images that all have this size. mask,
+    mask_threshold: see `models.masks`. A tile is kept when at least `min_inspected` of it is object
+    and inspected. cache_dir None keeps the tiles in memory.
     Raises `DataError` for images that cannot be read or have another size than the mask, and when
     no tile is left.
     """
+    find_object = object_finder(mask, mask_threshold, paths)
     pieces = _pieces(
         paths,
         channels,
@@ -193,12 +198,15 @@ def build_tiles(
         stride=stride,
         inspected=inspected,
         min_inspected=min_inspected,
+        find_object=find_object,
         progress=progress,
     )
     inspected = _mask_at(inspected, scale)
     if cache_dir is None:
         return _in_memory(pieces, inspected)
-    key = _key(paths, [channels, scale, tile, stride, min_inspected], inspected)
+    key = _key(
+        paths, [channels, scale, tile, stride, min_inspected, mask, mask_threshold], inspected
+    )
     final = cache_dir / f"tiles-{key[:20]}"
     found = _open(final, inspected)
     if found is not None:
@@ -236,9 +244,9 @@ def _pieces(
     stride: int | None,
     inspected: NDArray[np.bool_] | None,
     min_inspected: float,
+    find_object: FindObject | None,
     progress: Progress | None,
 ) -> Iterator[_Piece]:
-    mask = _mask_at(inspected, scale)
     for number, path in enumerate(paths):
         frame = read_image(path, channels)
         if inspected is not None and inspected.shape != frame.shape[:2]:
@@ -246,13 +254,38 @@ def _pieces(
                 f"{path}: {frame.shape[1]}x{frame.shape[0]} found, expected "
                 f"{inspected.shape[1]}x{inspected.shape[0]} as the mask of what is inspected"
             )
-        frame = shrunk(frame, scale)
+        counted = what_counts(frame, inspected, find_object)
+        frame, counted = shrunk(frame, scale), _mask_at(counted, scale)
         padded = pad_frame(frame, MARGIN_PX)
-        for place in tile_grid(frame.shape[0], frame.shape[1], tile, stride):
-            if mask is None or _share(mask, place) >= min_inspected:
+        for place, kept in kept_tiles(frame, counted, tile, stride, min_inspected):
+            if kept:
                 yield number, place, cut(padded, place)
         if progress is not None:
             progress(number + 1, len(paths))
+
+
+def what_counts(
+    frame: NDArray[np.uint8], inspected: NDArray[np.bool_] | None, find_object: FindObject | None
+) -> NDArray[np.bool_] | None:
+    """Pixels (H, W) that are inspected and object; None: all."""
+    if find_object is None:
+        return inspected
+    found = find_object(frame)
+    return found if inspected is None else found & inspected
+
+
+def kept_tiles(
+    frame: NDArray[np.uint8],
+    counted: NDArray[np.bool_] | None,
+    tile: int,
+    stride: int | None,
+    least: float,
+) -> list[tuple[Tile, bool]]:
+    """All tiles of a frame, and whether they are learnt from."""
+    return [
+        (place, counted is None or _share(counted, place) >= least)
+        for place in tile_grid(frame.shape[0], frame.shape[1], tile, stride)
+    ]
 
 
 def _mask_at(inspected: NDArray[np.bool_] | None, scale: int) -> NDArray[np.bool_] | None:

@@ -35,7 +35,8 @@ from models.fit import Companions, Fit, fit_student
 from models.images import guess_channels, read_image
 from models.penalty import PenaltySource
 from models.precedents import Precedents, choose_images, learn_coarse
-from models.student import TrainingSettings, begin_student, check_settings
+from models.settings import TrainingSettings, check_settings
+from models.student import begin_student
 from models.teacher import Teacher, load_builtin_teacher
 from models.tiles import Tile, TileSet, build_tiles, pad_frame, tile_grid
 from models.validation import Validate, ValidationImages, on_drawn_defects, on_images
@@ -113,7 +114,11 @@ def train(
                 channels,
                 scale=scale,
                 tile=settings.tile,
+                stride=settings.stride or None,
                 inspected=inspected,
+                min_inspected=settings.least_object,
+                mask=settings.mask,
+                mask_threshold=settings.mask_threshold,
                 cache_dir=cache_dir,
                 progress=partial(report, "cut tiles"),
             )
@@ -126,6 +131,10 @@ def train(
         pair.to(device)
         measure_teacher(pair, tiles[-1], settings.seed, report)
         begin_student(pair, settings.seed)
+    if settings.epochs:
+        shown = settings.batch * settings.accumulate
+        steps = math.ceil(settings.epochs * len(tiles[0]) / shown)
+        settings = replace(settings, steps=max(1, steps))
     key = _key([*learn, *held_out], inspected, settings, teacher, channels)
     validates: list[Validate | None] = [None] * len(settings.scales)
     if settings.validations and validation is not None:
@@ -137,10 +146,11 @@ def train(
             on_drawn_defects(held_out, channels, scale, inspected, settings.seed)
             for scale in model.scales
         ]
+    own = f".{distributed.get_rank()}" if distributed.is_initialized() else ""
     companions = [
         Companions(
             validate=validate,
-            state=state_dir / f"training-{key[:16]}-{scale}.state" if state_dir else None,
+            state=state_dir / f"training-{key[:16]}-{scale}.state{own}" if state_dir else None,
             key=key,
             resume=resume,
         )

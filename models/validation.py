@@ -25,7 +25,7 @@ from models.variants import MARGIN_PX, STRIDE
 
 MOST_IMAGES = 50
 """Of each kind: a validation must not take longer than the training."""
-SYNTHETIC_CROPS = 48
+SYNTHETIC_CROPS = 24
 SYNTHETIC_PX = 253
 """56 cells: 4 n + 29."""
 DEFECTS_PER_CROP = 3

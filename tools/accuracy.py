@@ -35,7 +35,7 @@ from models.bundle import Bundle
 from models.images import read_image
 from models.references import save_detector
 from models.runtimes import engine_of, open_runtime
-from models.student import TrainingSettings
+from models.settings import TrainingSettings
 from models.teacher import Teacher
 from models.training import train
 from models.untrained import untrained_model

@@ -134,7 +134,7 @@ def make_bundle(demo: Demo, runtime: str, *, quiet: bool) -> Path:
     from calibrate.calibration import calibrate
     from models.images import read_image
     from models.references import save_detector
-    from models.student import TrainingSettings
+    from models.settings import TrainingSettings
     from models.training import train
 
     good = _render_good(demo, "train", TRAIN_SEEDS, demo.train_frames, quiet=quiet)
@@ -142,7 +142,7 @@ def make_bundle(demo: Demo, runtime: str, *, quiet: bool) -> Path:
         detector = train(
             good,
             "pdn_tiny",
-            settings=TrainingSettings(scales=demo.scales, steps=demo.steps),
+            settings=TrainingSettings(scales=demo.scales, steps=demo.steps, validations=0),
             inspected=demo.inspected,
             progress=lambda what, done, n: update(done, n, what),
         )

@@ -18,7 +18,7 @@ from models.checkpoint import load_state, save_state
 from models.efficientad import StudentTeacher
 from models.errors import DataError
 from models.fit import Companions, fit_student
-from models.student import TrainingSettings
+from models.settings import TrainingSettings
 from models.tiles import TileSet, build_tiles
 from models.untrained import textured_frame, untrained_model
 
@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 import torch
 from models import fit
-from models.student import TrainingSettings
+from models.settings import TrainingSettings
 from models.training import train
 fit.SAVE_SECONDS = 0.0
 torch.set_num_threads(1)

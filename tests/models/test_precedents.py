@@ -24,7 +24,7 @@ from models.precedents import (
 from models.references import save_detector
 from models.runtimes import open_runtime
 from models.runtimes.looking_up import LookingUp
-from models.student import TrainingSettings
+from models.settings import TrainingSettings
 from models.tiles import pad_frame
 from models.training import train
 from models.variants import FRAME_MARGIN_PX

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from models.crops import GOOD, UNSURE
-from models.student import TrainingSettings, begin_student, student_loss
+from models.settings import TrainingSettings
+from models.student import begin_student, student_loss
 from models.untrained import untrained_model
 
 SETTINGS = TrainingSettings()

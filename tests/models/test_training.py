@@ -16,7 +16,7 @@ from models.efficientad import hard_feature_loss
 from models.errors import DataError
 from models.images import read_image
 from models.references import reference_map
-from models.student import TrainingSettings, check_settings
+from models.settings import TrainingSettings, check_settings
 from models.teacher import Teacher
 from models.tiles import build_tiles, pad_frame
 from models.training import (

@@ -1,0 +1,99 @@
+"""From what a person has (16 bit files, damaged ones) to images that can be learnt from.
+
+Every file is opened once before anything is learnt: those that cannot be read are named and left
+out while they are few, and 16 bit ones are converted into a folder of 8 bit ones, between a black
+and a white point, as the camera's frames will be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import DataError
+from models.images import decode_image, read_image
+
+MOST_UNREADABLE = 0.1
+NAMED = 5
+Progress = Callable[[int, int], None]
+"""Called with (done, of how many)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoodImages:
+    """What can be learnt from, and a sentence for each file that was left out."""
+
+    paths: list[Path]
+    left_out: list[str]
+
+
+def check_images(
+    paths: Sequence[Path],
+    *,
+    levels: tuple[int, int] | None = None,
+    convert_into: Path,
+    progress: Progress | None = None,
+) -> GoodImages:
+    """Open all files; 16 bit ones become PNGs in `convert_into`.
+
+    levels: the black and the white point of 16 bit pixels. Raises `DataError` when a tenth or more
+    of the files cannot be used, and when the disk is full.
+    """
+    if levels is not None and not 0 <= levels[0] < levels[1] <= 65535:
+        raise DataError(f"levels {levels} found, expected black < white, both from 0 to 65535")
+    usable, left_out = [], []
+    for number, path in enumerate(paths, start=1):
+        try:
+            usable.append(_usable(path, levels, convert_into))
+        except DataError as error:
+            left_out.append(str(error))
+        if progress is not None:
+            progress(number, len(paths))
+    if len(left_out) > MOST_UNREADABLE * len(paths):
+        some = "\n".join(left_out[:NAMED])
+        raise DataError(
+            f"{len(left_out)} of {len(paths)} images cannot be used, expected at most "
+            f"{MOST_UNREADABLE:.0%}; the first ones:\n{some}"
+        )
+    return GoodImages(usable, left_out)
+
+
+def _usable(path: Path, levels: tuple[int, int] | None, convert_into: Path) -> Path:
+    image = decode_image(path)
+    if image.dtype == np.uint8:
+        read_image(path)
+        return path
+    if image.dtype != np.uint16 or levels is None:
+        raise DataError(
+            f"{path}: {image.dtype} pixels found, expected 8 bit, or 16 bit together with the "
+            "black and white points of the camera (--levels 0,4095 for 12 bit)"
+        )
+    about = path.stat()
+    key = f"{path.absolute()}{about.st_size}{about.st_mtime_ns}{levels}"
+    target = convert_into / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.png"
+    if not target.exists():
+        convert_into.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial.png")
+        try:
+            done = cv2.imwrite(str(partial), to_8_bit(image, levels))
+        except cv2.error:
+            done = False
+        if not done:
+            partial.unlink(missing_ok=True)
+            raise DataError(f"{target}: cannot be written: is the disk full?")
+        partial.replace(target)
+    return target
+
+
+def to_8_bit(image: NDArray[np.uint16], levels: tuple[int, int]) -> NDArray[np.uint8]:
+    """Black and below is 0, white and above 255, linear between."""
+    black, white = levels
+    spread = (image.astype(np.float32) - black) * np.float32(255 / (white - black))
+    scaled: NDArray[np.uint8] = np.rint(np.clip(spread, 0, 255)).astype(np.uint8)
+    return scaled
