@@ -3,8 +3,8 @@
 1. The engine is opened and held to the reference maps, as on the line.
 2. Every good image goes through it at full size.
 3. Where parts lie still: a tolerance for each place (`calibrate.places`).
-4. The pixel threshold: the 0.9999 quantile of all inspected good cells, so that components are
-   defects and not texture, but never above the image threshold.
+4. The pixel threshold: a high quantile (0.9999) of all inspected good cells, so that components
+   are defects and not texture, but never above the image threshold.
 5. The image threshold: from the images' scores by the one decision rule (`calibrate.thresholds`).
 6. A new bundle with them is written; it names the old one as its parent and keeps the thresholds
    of engines that were not calibrated now.
@@ -45,6 +45,7 @@ def calibrate(
     out_dir: Path,
     promise: Promise | None = None,
     still_px: int = 0,
+    pixel_quantile: float = PIXEL_QUANTILE,
     threads: int = 0,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
@@ -59,6 +60,7 @@ def calibrate(
         do not: they would hide what is to be found.
     still_px: parts lie within so many pixels of one place, and a tolerance for each place is
         learned; 0: they may lie anywhere.
+    pixel_quantile: of the inspected cells of all good images; lower makes larger boxes.
     note: called with each sentence that a person should read.
 
     Raises `DataError` for too few or unfit images, and what `open_runtime` raises.
@@ -96,7 +98,7 @@ def calibrate(
         if still_px:
             tolerances[engine], maps = place_tolerance(maps, bundle.calibration, recipe, still_px)
         chosen_here, notes = choose_thresholds(
-            maps, bundle.calibration, recipe, promise or Promise()
+            maps, bundle.calibration, recipe, promise or Promise(), pixel_quantile
         )
         engines[engine] = dataclasses.replace(chosen_here, still_px=still_px)
         for sentence in notes:
@@ -119,7 +121,11 @@ def place_tolerance(
 
 
 def choose_thresholds(
-    maps: Sequence[GoodMap], calibration: Calibration, recipe: Recipe, promise: Promise
+    maps: Sequence[GoodMap],
+    calibration: Calibration,
+    recipe: Recipe,
+    promise: Promise,
+    pixel_quantile: float = PIXEL_QUANTILE,
 ) -> tuple[EngineThresholds, list[str]]:
     """Thresholds from the raw maps of good images, and the sentences that go with them."""
     if not maps:
@@ -133,7 +139,7 @@ def choose_thresholds(
     everything = np.concatenate(cells)
     low, high = (
         max(float(np.quantile(everything, share, method="higher")), LOWEST)
-        for share in (SCORING_QUANTILE, PIXEL_QUANTILE)
+        for share in (SCORING_QUANTILE, pixel_quantile)
     )
     # By the whole rule, so that with a minimum area a lonely peak does not count. An image in
     # which nothing survives has no score, and its peak stands in as far as it may have counted.

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from models.augment import Augmentation
 from models.errors import DataError
@@ -46,7 +46,7 @@ class TrainingConfig(Strict):
     """None: colour if the images have any."""
     recipe: PathText | None = None
     teacher: PathText | None = None
-    settings: dict[str, JsonValue] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
 
 
 def load_training(path: Path) -> TrainingConfig:

@@ -17,7 +17,10 @@ fi
 rm -rf "$out"
 mkdir -p "$out"
 
-trained=$($linewatch train "$data/train/good" --steps 6000 --out "$out/bundles" --json | $python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])')
+# A board turned or mirrored is a board, and what it shows lies elsewhere on it again.
+boards="--set augment.mirror=true --set augment.quarter_turns=true --set precedents=true"
+# shellcheck disable=SC2086
+trained=$($linewatch train "$data/train/good" --steps 4000 --set accumulate=2 $boards --out "$out/bundles" --json | $python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])')
 echo "trained: $trained"
 $linewatch calibrate "$trained" --good "$data/val/good" --json >"$out/calibration.json"
 bundle=$($python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])' <"$out/calibration.json")

@@ -1,0 +1,160 @@
+"""`linewatch train` from folders, recordings and files, with what people get wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from models.bundle import Bundle
+from models.settings import TrainingSettings
+from models.untrained import textured_frame
+from pipeline.cli import run
+from pipeline.errors import ConfigError
+from pipeline.sources.frames import extract_frames
+from pipeline.sources.recording import write_recording
+from pipeline.training_config import load_training, settings_of
+
+QUICK = ["--steps", "2", "--set", "batch=1", "--set", "crop_px=64", "--set", "tile=64"]
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("good")
+    for k in range(6):
+        cv2.imwrite(str(folder / f"{k}.png"), textured_frame(96, 128, 1, seed=k))
+    return folder
+
+
+def test_a_folder_becomes_a_bundle_with_its_picture(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", str(good), "--out", str(tmp_path), *QUICK, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    bundle = Bundle.load(Path(answer["bundle"]))
+    assert bundle.provenance["validated_on"] == "drawn defects on held-out good images"
+    assert answer["curves"]["1"]["auroc"][-1][0] == 2
+    assert cv2.imread(answer["tiles"]) is not None
+    assert answer["left_out"] == []
+    assert not list(tmp_path.glob("*.state"))
+    assert run(["train", str(good), "--out", str(tmp_path), *QUICK]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"bundle: {bundle.path}"
+
+
+def test_a_recording_is_as_good_as_its_frames(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = [textured_frame(96, 128, 1, seed=k) for k in range(9)]
+    recording = tmp_path / "line.mkv"
+    write_recording(recording, frames)
+    options = ["--every", "2", "--out", str(tmp_path / "out"), *QUICK, "--json"]
+    assert run(["train", str(recording), *options]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 4  # of 5, one held out
+    (folder,) = (tmp_path / "out" / "frames").iterdir()
+    found = sorted(folder.iterdir())
+    assert [path.name for path in found] == [f"{k:08d}.png" for k in (0, 2, 4, 6, 8)]
+    np.testing.assert_array_equal(cv2.imread(str(found[1]), 0), frames[2][..., 0])
+    assert extract_frames(recording, tmp_path / "out" / "frames", 2) == folder
+    assert extract_frames(recording, tmp_path / "out" / "frames", 3) != folder
+
+
+def test_a_file_says_it_all_and_options_win(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    cv2.imwrite(str(bad / "0.png"), textured_frame(96, 128, 1, seed=50) // 2)
+    (tmp_path / "part.yaml").write_text(
+        f"good: {good}\n"
+        f"validation: {{good: {good}, defect: [bad]}}\n"
+        "color: true\n"
+        "settings:\n"
+        "  steps: 50\n"
+        "  batch: 1\n"
+        "  crop_px: 64\n"
+        "  tile: 64\n"
+        "  scales: [1, 2]\n"
+        "  augment: {mirror: true, brightness: 0.1}\n"
+    )
+    options = ["--steps", "2", "--grey", "--set", "augment.mirror=false", "--json"]
+    assert run(["train", str(tmp_path / "part.yaml"), "--out", str(tmp_path), *options]) == 0
+    bundle = Bundle.load(Path(json.loads(capsys.readouterr().out)["bundle"]))
+    assert bundle.in_channels == 1
+    assert bundle.scales == (1, 2)
+    settings = bundle.provenance["settings"]
+    assert settings["steps"] == 2
+    assert settings["augment"]["mirror"] is False
+    assert settings["augment"]["brightness"] == 0.1
+    assert bundle.provenance["validated_on"] == "6 good and 1 defective images"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("settings: {}\n", "good"),
+        ("good: x\nvarient: pdn_tiny\n", "did you mean 'variant'"),
+        ("good: x\nsettings: {step: 5}\n", "settings.step: no such key"),
+        ("good: x\nsettings: {steps: many}\n", "settings.steps: found 'many'"),
+        ("good: x\nsettings: {steps: 0}\n", "training setting steps: 0 found"),
+        ("good: x\nsettings: {augment: {miror: true}}\n", "did you mean mirror"),
+        ("good: x\nsettings: {augment: {turn_degrees: 90}}\n", "augment.turn_degrees"),
+        ("good: x\nlevels: [1]\n", "levels"),
+    ],
+)
+def test_faults_in_a_file_are_named(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "part.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_training(path)
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--scales", "3"], "expected 1, 2 or 1,2"),
+        (["--scales", "2,1"], "expected 1, 2 or 1,2"),
+        (["--variant", "pdn_huge"], "expected one of pdn_tiny"),
+        (["--set", "steps"], "expected KEY=VALUE"),
+        (["--set", "batch=none"], "settings.batch"),
+        (["--set", "batch.size=3"], "batch has no keys"),
+        (["--levels", "5"], "two whole numbers"),
+        (["--validate-good", "x"], "expected both or none"),
+        (["--device", "cuda"], "no GPU"),
+    ],
+)
+def test_faults_in_options_are_named(
+    good: Path, tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", str(good), "--out", str(tmp_path), *QUICK, *options]) != 0
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_images_are_an_error(
+    tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for k in range(count):
+        cv2.imwrite(str(folder / f"{k}.png"), textured_frame(96, 128, 1, seed=k))
+    assert run(["train", str(folder), "--out", str(tmp_path), *QUICK]) == 9
+    assert "found, expected" in capsys.readouterr().err
+
+
+def test_the_chewing_gum_experiment_is_the_papers() -> None:
+    config = load_training(Path(__file__).parents[2] / "configs" / "visa_chewinggum.yaml")
+    settings = settings_of(config.settings)
+    assert (config.variant, config.color) == ("pdn_small", True)
+    assert (settings.tile, settings.epochs, settings.batch) == (256, 20, 4)
+    assert (settings.spoiled, settings.hard_quantile, settings.optimiser) == (0, 0.999, "adam")
+    assert settings.scales == (1,)
+
+
+def test_settings_by_name() -> None:
+    assert settings_of({}) == TrainingSettings()
+    assert settings_of({"scales": [1, 2]}).scales == (1, 2)

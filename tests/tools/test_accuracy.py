@@ -1,0 +1,135 @@
+"""The accuracy benchmark counts right, and runs from images to a table."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from models.untrained import textured_frame
+from pipeline.errors import DataError
+from tools.accuracy import Looked, figures, print_table, toy_auroc
+from tools.bench import main
+from tools.image_sets import TILE_TYPES, load_set
+
+COUNTS = {"train": 6, "val": 6, "test": 5}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both sets in small: textures, and on the defective ones a dark square."""
+    root = tmp_path_factory.mktemp("data")
+    for part, count in COUNTS.items():
+        for name in ("deeppcb", "magnetic_tile"):
+            _write(root / name / part / "good", count, 0)
+        if part == "train":
+            continue
+        _write(root / "deeppcb" / part / "defect", 2, 1)
+        for kind in TILE_TYPES:
+            _write(root / "magnetic_tile" / part / kind, 1, 1, prefix=part + kind)
+            masks = root / "magnetic_tile" / "ground_truth" / kind
+            masks.mkdir(parents=True, exist_ok=True)
+            mask = np.zeros((96, 112), np.uint8)
+            if kind != "fray":  # the real set has empty masks too
+                mask[40:52, 50:62] = 255
+            cv2.imwrite(str(masks / f"{part}{kind}0.png"), mask)
+    boxes = root / "deeppcb" / "boxes"
+    boxes.mkdir()
+    for k in range(2):
+        (boxes / f"{k}.txt").write_text("50 40 62 52 2\n\n")
+    return root
+
+
+def _write(folder: Path, count: int, marks: int, prefix: str = "") -> None:
+    folder.mkdir(parents=True)
+    for k in range(count):
+        frame = textured_frame(96, 112, 1, seed=hash_of(folder) + k)
+        frame[40:52, 50 : 50 + 12 * marks] = 0
+        cv2.imwrite(str(folder / f"{prefix}{k}.png"), frame)
+
+
+def hash_of(folder: Path) -> int:
+    return sum(map(ord, f"{folder.parent.parent.name}{folder.parent.name}{folder.name}"))
+
+
+def test_sets_are_read_with_their_truth(data: Path) -> None:
+    boards = load_set(data, "deeppcb")
+    assert (len(boards.train), len(boards.val_good), len(boards.test_good)) == (6, 6, 5)
+    (defect,) = boards.test_bad[0].defects
+    assert (defect.kind, defect.box_xyxy) == ("short", (50, 40, 62, 52))
+    assert boards.test_bad[0].truth(96, 112).sum() == 144
+    tiles = load_set(data, "magnetic_tile")
+    assert [sorted(bad.kinds) for bad in tiles.val_bad] == [[kind] for kind in TILE_TYPES]
+    assert [len(bad.defects) for bad in tiles.val_bad] == [1, 1, 1, 0, 1]
+    assert tiles.val_bad[0].truth(96, 112).sum() == 144
+    with pytest.raises(DataError, match="not there"):
+        load_set(data / "no", "deeppcb")
+
+
+def looked(good: list[float], peaks: list[list[tuple[str, float]]], found: int) -> Looked:
+    return Looked(
+        good=good,
+        bad=[max(value for _, value in image) for image in peaks],
+        bad_kinds=[sorted({kind for kind, _ in image}) for image in peaks],
+        peaks=[(k, kind, value) for k, image in enumerate(peaks) for kind, value in image],
+        good_failed=1,
+        bad_failed=2,
+        defects_failed=[True, False, True],
+        boxes=4,
+        boxes_right=found,
+        found=found,
+        pixel_auroc=0.9,
+        au_pro=0.8,
+    )
+
+
+def test_figures_are_counted_by_hand() -> None:
+    good = [float(k) for k in range(20)]
+    peaks = [[("a", 30.0), ("b", 18.5)], [("a", 10.5)]]
+    table = figures([looked(good, peaks, 2), looked(good, peaks, 3)])
+    assert table["image_auroc"][0] == pytest.approx((1 + 11 / 20) / 2)
+    assert table["recall_at_1"][0] == pytest.approx(1 / 3)  # none of 20 may be above
+    assert table["recall_at_5"][0] == pytest.approx(2 / 3)
+    assert table["kinds"]["b"]["recall_at_5"][0] == 1
+    assert table["kinds"]["b"]["image_auroc"][0] == 1
+    assert table["frozen_false_rejects"] == [0.05, 0.05, 0.05]
+    assert table["frozen_recall"][0] == pytest.approx(2 / 3)
+    low, high = 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4), 2 * 1 * (3 / 4) / (1 + 3 / 4)
+    assert table["box_f"] == pytest.approx([(low + high) / 2, low, high])
+    for values in (table["image_auroc"], table["recall_at_5"]):
+        assert values[1] <= values[0] <= values[2]
+
+
+def test_the_toy_finds_a_dark_square(data: Path) -> None:
+    assert toy_auroc(load_set(data, "deeppcb")) > 0.9
+
+
+@pytest.mark.slow
+def test_both_sets_from_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ["--data", str(data), "--seeds", "0,1", "--steps", "2", "--out", str(out)]
+    assert main(["accuracy", *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert json.loads((out / "accuracy.json").read_text()) == found
+    assert set(found["sets"]) == {"deeppcb", "magnetic_tile"}
+    for name, kinds in (("deeppcb", {"short"}), ("magnetic_tile", set(TILE_TYPES) - {"fray"})):
+        table = found["sets"][name]
+        assert set(table["kinds"]) == kinds
+        assert 0 <= table["image_auroc"][1] <= table["image_auroc"][0] <= table["image_auroc"][2]
+        assert all(math.isfinite(value) for value in table["pixel_auroc"])
+        assert len(table["runs"]) == 2
+        assert (out / f"{name}-1.json").is_file()
+    print_table(found)
+    assert "image AUROC" in capsys.readouterr().out
+
+
+def test_an_empty_set_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "deeppcb" / "train" / "good").mkdir(parents=True)
+    with pytest.raises(DataError, match="no image found"):
+        load_set(tmp_path, "deeppcb")
