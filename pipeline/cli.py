@@ -59,6 +59,9 @@ COMMANDS: dict[str, Command] = {
     "teacher import": Command(
         "pipeline.commands.teacher_import", "Take over a published teacher's weights."
     ),
+    "teacher distill": Command(
+        "pipeline.commands.teacher_distill", "Distil a teacher from a backbone of yours."
+    ),
 }
 GROUPS = {
     "config": "Configuration files.",
