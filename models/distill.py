@@ -18,6 +18,7 @@ import hashlib
 import math
 import pickle
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ class DistillSettings:
 def load_backbone(path: Path, device: str = "cpu") -> Backbone:
     """A TorchScript or exported network. Raises `DataError` for anything else."""
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("not an archive of torch's")
         if path.suffix == ".pt2":
             exported = torch.export.load(path).module()
             return exported.to(device)
