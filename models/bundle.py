@@ -262,8 +262,11 @@ def _write(out_dir: Path, about: Mapping[str, Any], contents: Mapping[str, bytes
     if final.exists():
         Bundle.load(final)  # the same content, or a damaged copy of it that must not be hidden
         return final
-    out_dir.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".bundle-", dir=out_dir))
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".bundle-", dir=out_dir))
+    except OSError as error:
+        raise BundleError(f"{out_dir}: no folder for bundles ({error.strerror})") from error
     try:
         for name, data in {**contents, MANIFEST: manifest}.items():
             with (work / name).open("xb") as file:
@@ -272,6 +275,11 @@ def _write(out_dir: Path, about: Mapping[str, Any], contents: Mapping[str, bytes
                 os.fsync(file.fileno())
         work.chmod(0o755)  # mkdtemp's 0700 would keep the station's own user out
         work.rename(final)
+    except OSError as error:
+        raise BundleError(
+            f"{final}: cannot be written ({error.strerror or error}): is the disk full? Make room, "
+            "or name another folder with --out"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return final

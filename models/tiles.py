@@ -211,8 +211,11 @@ def build_tiles(
     found = _open(final, inspected)
     if found is not None:
         return found
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".tiles-", dir=cache_dir))
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".tiles-", dir=cache_dir))
+    except OSError as error:
+        raise DataError(f"{cache_dir}: no folder for tiles ({error.strerror or error})") from error
     try:
         rows = _write(work, pieces)
         _check_any(len(rows))
@@ -223,6 +226,11 @@ def build_tiles(
         except OSError:
             if not final.is_dir():  # else another process wrote the same tiles just now
                 raise
+    except OSError as error:
+        raise DataError(
+            f"{cache_dir}: tiles cannot be written ({error.strerror or error}): is the disk full? "
+            "Make room, or name another folder"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     opened = _open(final, inspected)

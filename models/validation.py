@@ -20,7 +20,16 @@ from models.compute import compute_type
 from models.crops import GOOD, spoiled_crop
 from models.efficientad import StudentTeacher
 from models.images import read_image
-from models.tiles import TileSet, build_tiles, cells_hw, pad_frame, pixels_of, shrunk
+from models.tiles import (
+    TileSet,
+    build_tiles,
+    cells_hw,
+    cut,
+    pad_frame,
+    pixels_of,
+    shrunk,
+    tile_grid,
+)
 from models.variants import MARGIN_PX, STRIDE
 
 MOST_IMAGES = 50
@@ -29,6 +38,7 @@ SYNTHETIC_CROPS = 24
 SYNTHETIC_PX = 253
 """56 cells: 4 n + 29."""
 DEFECTS_PER_CROP = 3
+PIECE_PX = 768
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +120,17 @@ def _drawn(tiles: TileSet, rng: np.random.Generator) -> list[Drawn]:
 def _image_peak(
     model: StudentTeacher, path: Path, scale: int, inspected: NDArray[np.bool_] | None
 ) -> float:
+    """Piece by piece, so that memory does not grow with the image."""
     frame = shrunk(read_image(path, model.in_channels), scale)
-    raw_map = _raw_map(model, pad_frame(frame, MARGIN_PX))
-    if inspected is not None:
-        step = scale * STRIDE
-        raw_map = raw_map[inspected[::step, ::step][: raw_map.shape[0], : raw_map.shape[1]]]
-    return float(raw_map.max())
+    padded = pad_frame(frame, MARGIN_PX)
+    peak = 0.0
+    for tile in tile_grid(frame.shape[0], frame.shape[1], PIECE_PX):
+        raw_map = _raw_map(model, cut(padded, tile))
+        if inspected is not None:
+            step = scale * STRIDE
+            raw_map = raw_map[inspected[::step, ::step][tile.cells]]
+        peak = max(peak, float(raw_map.max(initial=0.0)))
+    return peak
 
 
 @torch.no_grad()
