@@ -14,6 +14,7 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
+from models.curves import curves
 from models.good_images import GoodImages, check_images
 from models.images import guess_channels, list_images, read_image
 from models.montage import montage
@@ -109,8 +110,9 @@ def command(
     with all that is normal in them: every product, light and position. Then choose the thresholds
     with [bold]linewatch calibrate[/], on images that were not learnt from.
 
-    Beside the bundle it writes BUNDLE-tiles.png, which shows what was learnt from. A state is kept
-    on the way: after a crash or a kill, the same command with --resume goes on from it.
+    Beside the bundle it writes BUNDLE-tiles.png, which shows what was learnt from, and
+    BUNDLE-curves.png, which shows how it went. A state is kept on the way: after a crash or a kill,
+    the same command with --resume goes on from it.
 
     [bold]linewatch train good/ --out bundles[/]
 
@@ -161,9 +163,11 @@ def command(
         tiles = bundle.with_name(f"{bundle.name}-tiles.png")
         picture = montage(images.paths, settings, _inspected(config, images.paths))
         cv2.imwrite(str(tiles), picture[..., ::-1])
+        drawn = bundle.with_name(f"{bundle.name}-curves.png")
+        cv2.imwrite(str(drawn), curves(detector.fits)[..., ::-1])
         for state in detector.states:
             state.unlink(missing_ok=True)
-    _tell(bundle, tiles, detector, images, time.monotonic() - begun, as_json)
+    _tell(bundle, [tiles, drawn], detector, images, time.monotonic() - begun, as_json)
 
 
 def _train(
@@ -295,7 +299,7 @@ def _inspected(config: TrainingConfig, paths: list[Path]) -> NDArray[np.bool_] |
 
 def _tell(
     bundle: Path,
-    tiles: Path,
+    pictures: list[Path],
     detector: TrainedDetector,
     images: GoodImages,
     seconds: float,
@@ -305,7 +309,7 @@ def _tell(
     if as_json:
         figures = {
             "bundle": str(bundle),
-            "tiles": str(tiles),
+            "pictures": [str(path) for path in pictures],
             "images": about["images"],
             "held_out": about["held_out"],
             "left_out": images.left_out,
@@ -333,6 +337,6 @@ def _tell(
                 f"Scale {scale}: state of step {fit.kept_step} kept, AUROC {best:.3f} on "
                 f"{about['validated_on']}."
             )
-    say(f"What was learnt from: {tiles}")
+    say(f"What was learnt from, and how it went:\n  {pictures[0]}\n  {pictures[1]}")
     say(f"Next: choose its thresholds,\n  linewatch calibrate {bundle} --good FOLDER")
     print(f"bundle: {bundle}")

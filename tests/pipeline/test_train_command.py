@@ -37,7 +37,9 @@ def test_a_folder_becomes_a_bundle_with_its_picture(
     bundle = Bundle.load(Path(answer["bundle"]))
     assert bundle.provenance["validated_on"] == "drawn defects on held-out good images"
     assert answer["curves"]["1"]["auroc"][-1][0] == 2
-    assert cv2.imread(answer["tiles"]) is not None
+    names = [f"{bundle.path.name}-{what}.png" for what in ("tiles", "curves")]
+    assert [Path(path).name for path in answer["pictures"]] == names
+    assert all(cv2.imread(path) is not None for path in answer["pictures"])
     assert answer["left_out"] == []
     assert not list(tmp_path.glob("*.state"))
     assert run(["train", str(good), "--out", str(tmp_path), *QUICK]) == 0
