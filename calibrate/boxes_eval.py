@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from calibrate.metrics import image_auroc
 from pipeline.boxes import finds
 from pipeline.types import Label, Verdict
 
@@ -82,16 +81,6 @@ def score_against_truth(
         defect_frames_failed=bad_failed,
         boxes=boxes,
         boxes_right=right,
-        image_auroc=auroc(good, bad),
+        image_auroc=image_auroc(good, bad),
         missed=tuple(missed),
     )
-
-
-def auroc(good: Sequence[float], bad: Sequence[float]) -> float:
-    """Area under the ROC curve of two sets of scores; ties count half. NaN if one is empty."""
-    if not good or not bad:
-        return float("nan")
-    from sklearn.metrics import roc_auc_score
-
-    labels = np.repeat([0, 1], [len(good), len(bad)])
-    return float(roc_auc_score(labels, np.concatenate([good, bad])))

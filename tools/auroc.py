@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibrate.boxes_eval import auroc
+from calibrate.metrics import image_auroc
 from pipeline.errors import DataError
 from pipeline.types import Label
 
@@ -41,7 +41,7 @@ def interval(good: list[float], bad: list[float]) -> tuple[float, float]:
     """The middle 95 % of AUROCs of resampled images."""
     rng = np.random.default_rng(0)
     values = [
-        auroc(
+        image_auroc(
             list(rng.choice(good, len(good))),
             list(rng.choice(bad, len(bad))),
         )
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--least", type=float, default=0.0, help="end with 1 below this AUROC")
     chosen = parser.parse_args(arguments)
     good, bad = read_peaks(chosen.results)
-    value = auroc(good, bad)
+    value = image_auroc(good, bad)
     low, high = interval(good, bad)
     if chosen.json:
         found = {"auroc": value, "low": low, "high": high, "good": len(good), "bad": len(bad)}

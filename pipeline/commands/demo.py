@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from calibrate.boxes_eval import Box, TruthScore, auroc, score_against_truth
+from calibrate.boxes_eval import Box, TruthScore, score_against_truth
+from calibrate.metrics import image_auroc
 from pipeline.commands.progress import line_progress, progress_bar
 from pipeline.commands.run import stop_on_signal
 from pipeline.config import Recipe, VideoSource, WorkerConfig
@@ -275,7 +276,7 @@ def baseline(
     return {
         "frame_recall_at_2_percent": recall_at_false_rejects(ours[False], ours[True]),
         "baseline_frame_recall_at_2_percent": recall_at_false_rejects(plain[False], plain[True]),
-        "baseline_image_auroc": auroc(plain[False], plain[True]),
+        "baseline_image_auroc": image_auroc(plain[False], plain[True]),
     }
 
 
