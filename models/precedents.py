@@ -246,14 +246,17 @@ def around(cell: int) -> slice:
 
 def highest_places(raw_map: NDArray[np.float32], level: float, most: int) -> list[tuple[int, int]]:
     """Cells over `level`, the highest first, none in the surroundings of a higher one."""
-    left = raw_map.copy()
+    over = np.flatnonzero(raw_map >= level)
+    over = over[np.argsort(-raw_map.ravel()[over], kind="stable")]
+    taken = np.zeros(raw_map.shape, np.bool_)
     cells: list[tuple[int, int]] = []
-    while len(cells) < most:
-        row, column = (int(k) for k in np.unravel_index(int(left.argmax()), left.shape))
-        if left[row, column] < level:
-            break
-        cells.append((row, column))
-        left[around(row), around(column)] = -1
+    for cell in over.tolist():
+        row, column = divmod(cell, raw_map.shape[1])
+        if not taken[row, column]:
+            cells.append((row, column))
+            taken[around(row), around(column)] = True
+            if len(cells) == most:
+                break
     return cells
 
 

@@ -12,7 +12,12 @@ from models.runtimes.base import Runtime
 
 
 class LookingUp:
-    """Any runtime, with its maps weighed by precedents where they are over `level` (raw)."""
+    """Any runtime, with its maps weighed by precedents where they are over `level` (raw).
+
+    It answers with the engine's own id: a bundle either brings precedents or not, and its
+    thresholds were chosen accordingly. The highest places of what the engine is given are looked
+    up, so a recipe's zones, which decide that, should be the same in calibration and on the line.
+    """
 
     def __init__(self, engine: Runtime, precedents: Precedents, level: float) -> None:
         self._engine, self._precedents, self._level = engine, precedents, level

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from models.errors import DataError as ModelsDataError
 from models.untrained import textured_frame
 from pipeline.errors import DataError
 from tools.accuracy import Looked, figures, print_table, toy_auroc
@@ -131,5 +132,5 @@ def test_both_sets_from_nothing(
 
 def test_an_empty_set_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "deeppcb" / "train" / "good").mkdir(parents=True)
-    with pytest.raises(DataError, match="no image found"):
+    with pytest.raises(ModelsDataError, match="no image found"):
         load_set(tmp_path, "deeppcb")
