@@ -78,21 +78,6 @@ def at_pixels(raw_map: Map, height: int, width: int) -> Map:
     return np.asarray(enlarged, np.float32)
 
 
-def region_peaks(raw_map: Map, mask: NDArray[np.bool_]) -> list[float]:
-    """The highest map value on or within a cell of each connected region of a mask (H, W)."""
-    count, labels = cv2.connectedComponents(mask.astype(np.uint8))
-    peaks = []
-    for region in range(1, count):
-        rows, columns = np.nonzero(labels == region)
-        cells = np.zeros(raw_map.shape, np.uint8)
-        cells[
-            np.minimum((rows + STRIDE // 2) // STRIDE, raw_map.shape[0] - 1),
-            np.minimum((columns + STRIDE // 2) // STRIDE, raw_map.shape[1] - 1),
-        ] = 1
-        peaks.append(float(raw_map[cv2.dilate(cells, np.ones((3, 3), np.uint8)) > 0].max()))
-    return peaks
-
-
 def box_peak(raw_map: Map, box_xyxy: tuple[int, int, int, int]) -> float:
     """The highest map value on or within a cell of a half-open box of pixels."""
     x0, y0, x1, y1 = box_xyxy

@@ -8,6 +8,8 @@
         reference.npz        padded uint8 crops and the raw maps that an engine must give for them
         tolerance.npz        per `runtime/precision`, if parts lie still: uint8 (h, w), how high the
                              map may be at each place (see calibrate.places)
+        precedents.npz       the training images, where suspicions are looked up among them, else
+                             empty (see models.precedents)
 
 1. `write_bundle` writes into a temporary directory beside the final one and renames it.
 2. `Bundle.load` checks the name against the manifest, and every file against its SHA-256. Anything

@@ -6,7 +6,7 @@ deviation, are what the network learns to repeat (mean squared error).
 
 The backbone is a file that needs no code of its own: TorchScript (`torch.jit.save`), or what
 `torch.export.save` writes (.pt2). It takes float32 [N, 3, H, W] pixels normalised as those of
-ImageNet, unless said otherwise, and returns a map [N, C, h, w] or several of them.
+ImageNet, any N, 512 px a side, and returns a map [N, C, h, w] or several of them.
 
 It sees an image enlarged twofold, as in the paper (512 px for the network's 256), so that both have
 one grid of cells where the backbone's first map has a stride of 8.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import pickle
 import warnings
 import zipfile
@@ -84,8 +85,6 @@ def distil(
     variant: str,
     settings: DistillSettings,
     *,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> tuple[PDN, list[float]]:
@@ -96,7 +95,7 @@ def distil(
         net = PDN(variant, 3)
     channels_last(net)
     net.to(device)
-    crops = _Crops(images, settings, mean=mean, std=std, device=device)
+    crops = _Crops(images, settings, device)
     channels = feature_channels(variant)
     centre, spread = _statistics(backbone, crops, channels)
     optimiser = torch.optim.Adam(
@@ -141,6 +140,8 @@ def distil_file(
 ) -> Path:
     """Distil and write a teacher's file, with a note of how beside it."""
     backbone = load_backbone(backbone_path, device)
+    if not os.access(out.parent if out.parent.exists() else Path(), os.W_OK) or out.is_dir():
+        raise DataError(f"{out}: cannot be written: name another file with --out")
     net, losses = distil(backbone, images, variant, settings, device=device, progress=progress)
     with backbone_path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -167,7 +168,14 @@ def features(backbone: Backbone, pixels: torch.Tensor, channels: int) -> torch.T
     Each map is averaged over 3x3 neighbours; all their channels in a row are averaged down to
     `channels` of them. Raises `DataError` for an answer that is no map.
     """
-    answer = backbone(pixels)
+    try:
+        answer = backbone(pixels)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"the backbone refuses pixels {tuple(pixels.shape)} ({reason}), expected a network "
+            "that takes any number of colour images: export it with a dynamic batch, or at this one"
+        ) from error
     if isinstance(answer, Mapping):
         answer = list(answer.values())
     maps = [answer] if isinstance(answer, torch.Tensor) else answer
@@ -199,23 +207,23 @@ class _Crops:
         self,
         images: Sequence[Path],
         settings: DistillSettings,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
         device: str,
     ) -> None:
         if not images:
             raise DataError("no images found, expected a folder of pictures of anything")
         self._images, self._settings = list(images), settings
         self._rng = np.random.default_rng([settings.seed, 6])
-        self._mean = torch.tensor(mean, device=device)[:, None, None]
-        self._std = torch.tensor(std, device=device)[:, None, None]
+        self._mean = torch.tensor(IMAGENET_MEAN, device=device)[:, None, None]
+        self._std = torch.tensor(IMAGENET_STD, device=device)[:, None, None]
+
+    @property
+    def device(self) -> torch.device:
+        return self._mean.device
 
     def draw(self) -> tuple[torch.Tensor, torch.Tensor]:
         """[N, 3, crop + 32, crop + 32] and [N, 3, 2 crop, 2 crop], normalised."""
-        device = self._mean.device
         crops = np.stack([self._crop() for _ in range(self._settings.batch)])
-        pixels = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).float() / 255
+        pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2).float() / 255
         padded = (pixels - self._mean) / self._std
         inside = padded[:, :, MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]
         enlarged = functional.interpolate(
@@ -238,11 +246,17 @@ def _statistics(
     backbone: Backbone, crops: _Crops, channels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of each channel, [1, C, 1, 1]."""
-    found = [features(backbone, crops.draw()[1], channels) for _ in range(STATISTICS_BATCHES)]
-    everything = torch.cat([each.permute(1, 0, 2, 3).flatten(1) for each in found], dim=1).double()
-    spread = everything.std(dim=1)
+    count, sums, squares = 0, torch.zeros(()), torch.zeros(())
+    for _ in range(STATISTICS_BATCHES):
+        found = features(backbone, crops.draw()[1], channels).double()
+        count += found.numel() // channels
+        sums = sums + found.sum(dim=(0, 2, 3)).cpu()
+        squares = squares + (found**2).sum(dim=(0, 2, 3)).cpu()
+    mean = sums / count
+    spread = (squares / count - mean**2).clamp_min(0).sqrt()
     if not bool(torch.isfinite(spread).all()) or float(spread.max()) == 0:
         raise DataError("a backbone whose answer does not vary found, expected a trained network")
     spread = spread.clamp_min(1e-3 * float(spread.max()))
     shape = (1, -1, 1, 1)
-    return everything.mean(dim=1).reshape(shape).float(), spread.reshape(shape).float()
+    device = crops.device
+    return mean.reshape(shape).float().to(device), spread.reshape(shape).float().to(device)

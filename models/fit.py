@@ -1,8 +1,8 @@
 """The training loop of one student: steps, validations, and states to go on from.
 
-One seed, one machine and one number of threads give one result, whether the loop was killed and
-went on from a state or not. Under `torchrun`, each process draws crops of its own, and gradients
-are averaged: n processes are a batch n times as large.
+On a CPU, one seed and one number of threads give one result, whether the loop was killed and went
+on from a state or not. Under `torchrun`, each process draws crops of its own, and gradients are
+averaged: n processes are a batch n times as large.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from models.tiles import TileSet
 
 MAX_GRADIENT = 1.0
 SAVE_SECONDS = 30.0
+SAVE_STEPS = 200
+"""With several processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Fit:
     curve: list[Point] = field(default_factory=list)
     kept_step: int = 0
     """After which the student was as it is now: the best of the validations, else the last."""
+    resumed_at: int = 0
+    """The step after which this run took over from one before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +104,24 @@ def _run(
         due = _validation_due(loop.step, settings)
         if companions.validate is not None and due:
             loop.validated(companions.validate(model))
-        if companions.state is not None and (due or time.monotonic() - saved > SAVE_SECONDS):
-            save_state(companions.state, companions.key, loop.state())
+        if companions.state is not None and (due or _saving_due(loop.step, saved)):
+            state = loop.state()  # all processes have a share in it, and come here together
+            if _rank() == 0:
+                save_state(companions.state, companions.key, state)
             saved = time.monotonic()
         if companions.report is not None:
             auroc = loop.fit.curve[-1].auroc if loop.fit.curve else math.nan
             companions.report(loop.step, loss, auroc)
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def _saving_due(step: int, saved: float) -> bool:
+    if distributed.is_initialized():  # by steps: clocks differ between processes
+        return step % SAVE_STEPS == 0
+    return time.monotonic() - saved > SAVE_SECONDS
 
 
 def _validation_due(step: int, settings: TrainingSettings) -> bool:
@@ -129,7 +145,7 @@ class _Loop:
         self._device = next(model.parameters()).device
         self._half = compute_type(self._device)
         self._student = model.student.train()
-        rank = distributed.get_rank() if distributed.is_initialized() else 0
+        rank = _rank()
         self._rng = np.random.default_rng([settings.seed, 1, rank] if rank else [settings.seed, 1])
         self._optimiser = _optimiser(self._student, settings)
         self._schedule = _schedule(self._optimiser, settings)
@@ -212,11 +228,22 @@ class _Loop:
             "student": self._student.state_dict(),
             "optimiser": self._optimiser.state_dict(),
             "schedule": self._schedule.state_dict(),
-            "rng": json.dumps(self._rng.bit_generator.state),
-            "hardest": self._source.remembered(),
+            "processes": self._processes(),
             "fit": asdict(self.fit),
             "best": self._best,
         }
+
+    def _processes(self) -> list[dict[str, Any]]:
+        """What each process has of its own; at the first one, that of all."""
+        own = {
+            "rng": json.dumps(self._rng.bit_generator.state),
+            "hardest": self._source.remembered(),
+        }
+        if not distributed.is_initialized():
+            return [own]
+        every: list[dict[str, Any]] = [{}] * distributed.get_world_size()
+        distributed.all_gather_object(every, own)
+        return every
 
     def take_up(self, state: dict[str, Any] | None) -> None:
         """Go on from a state; None: from the beginning."""
@@ -226,12 +253,12 @@ class _Loop:
         self._student.load_state_dict(state["student"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._schedule.load_state_dict(state["schedule"])
-        self._rng.bit_generator.state = json.loads(state["rng"])
-        self._source.remember(state["hardest"])
+        own = state["processes"][_rank()]
+        self._rng.bit_generator.state = json.loads(own["rng"])
+        self._source.remember(own["hardest"])
         found = state["fit"]
-        self.fit = Fit(
-            found["losses"], [Point(**point) for point in found["curve"]], found["kept_step"]
-        )
+        curve = [Point(**point) for point in found["curve"]]
+        self.fit = Fit(found["losses"], curve, found["kept_step"], resumed_at=self.step)
         self._best = state["best"]
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ and a white point, as the camera's frames will be.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from models.errors import DataError
 from models.images import decode_image, read_image
+from models.variants import RECEPTIVE_FIELD_PX
 
 MOST_UNREADABLE = 0.1
 NAMED = 5
@@ -42,17 +44,19 @@ def check_images(
 ) -> GoodImages:
     """Open all files; 16 bit ones become PNGs in `convert_into`.
 
-    levels: the black and the white point of 16 bit pixels. Raises `DataError` when a tenth or more
-    of the files cannot be used, and when the disk is full.
+    levels: the black and the white point of 16 bit pixels. Raises `DataError` when over a tenth of
+    the files cannot be used, and when the disk is full.
     """
     if levels is not None and not 0 <= levels[0] < levels[1] <= 65535:
         raise DataError(f"levels {levels} found, expected black < white, both from 0 to 65535")
     usable, left_out = [], []
     for number, path in enumerate(paths, start=1):
         try:
-            usable.append(_usable(path, levels, convert_into))
+            image = _readable(path, levels)
         except DataError as error:
             left_out.append(str(error))
+        else:
+            usable.append(path if image is None else _converted(path, image, levels, convert_into))
         if progress is not None:
             progress(number, len(paths))
     if len(left_out) > MOST_UNREADABLE * len(paths):
@@ -64,30 +68,43 @@ def check_images(
     return GoodImages(usable, left_out)
 
 
-def _usable(path: Path, levels: tuple[int, int] | None, convert_into: Path) -> Path:
+def _readable(path: Path, levels: tuple[int, int] | None) -> NDArray[np.uint16] | None:
+    """The pixels of a 16 bit file that can be converted; None: a file that is good as it is."""
     image = decode_image(path)
     if image.dtype == np.uint8:
         read_image(path)
-        return path
+        return None
     if image.dtype != np.uint16 or levels is None:
         raise DataError(
             f"{path}: {image.dtype} pixels found, expected 8 bit, or 16 bit together with the "
             "black and white points of the camera (--levels 0,4095 for 12 bit)"
         )
+    if min(image.shape[:2]) < RECEPTIVE_FIELD_PX:
+        raise DataError(f"{path}: {image.shape[1]}x{image.shape[0]} found, which is too small")
+    return image
+
+
+def _converted(
+    path: Path,
+    image: NDArray[np.uint16],
+    levels: tuple[int, int] | None,
+    convert_into: Path,
+) -> Path:
+    assert levels is not None
     about = path.stat()
     key = f"{path.absolute()}{about.st_size}{about.st_mtime_ns}{levels}"
     target = convert_into / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.png"
     if not target.exists():
-        convert_into.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial.png")
         try:
-            done = cv2.imwrite(str(partial), to_8_bit(image, levels))
-        except cv2.error:
-            done = False
-        if not done:
-            partial.unlink(missing_ok=True)
-            raise DataError(f"{target}: cannot be written: is the disk full?")
-        partial.replace(target)
+            convert_into.mkdir(parents=True, exist_ok=True)
+            if not cv2.imwrite(str(partial), to_8_bit(image, levels)):
+                raise OSError("not all of it was written")
+            partial.replace(target)
+        except (OSError, cv2.error) as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise DataError(f"{target}: cannot be written ({error}): is the disk full?") from error
     return target
 
 

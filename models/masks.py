@@ -39,7 +39,7 @@ def object_finder(how: str, threshold: float, paths: Sequence[Path]) -> FindObje
         return lambda frame: object_mask(frame, otsu(histogram(frame)))
     level = 255 * threshold
     if how == "otsu_set":
-        step = max(1, len(paths) // MOST_IMAGES)
+        step = max(1, -(-len(paths) // MOST_IMAGES))
         total = np.zeros(256, np.int64)
         for path in paths[::step]:
             total += histogram(read_image(path))

@@ -51,7 +51,9 @@ FLAT = 1e-3
 """Windows that vary less are not kept: a mark on plain surface must find no precedent there."""
 SAMPLE = 40_000
 MOST_PX = 1 << 28
-"""Of all images together: 256 MiB of memory on the station, and half of that for the windows."""
+"""Of all images together: 256 MiB of memory on the station if they are grey, and as much again for
+the windows; colour takes three times the former.
+"""
 
 Image = NDArray[np.uint8]
 

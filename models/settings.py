@@ -20,11 +20,11 @@ class TrainingSettings:
     steps: int = 3000
     """At each scale."""
     epochs: float = 0.0
-    """Over 0: as many steps as show each tile so often, instead of `steps`."""
+    """Over 0: as many steps as show each tile so often (in each process), instead of `steps`."""
     batch: int = 4
     """Crops in each step."""
     accumulate: int = 1
-    """Batches whose gradients are added up for one step: more crops than fit into memory."""
+    """Batches whose gradients are averaged for one step; they run side by side where they can."""
     crop_px: int = 128
     learning_rate: float = 8e-3
     """At its highest. The paper's 1e-4 is for 70,000 steps; README.md beside this file has more."""
@@ -92,6 +92,7 @@ def check_settings(settings: TrainingSettings) -> None:
         "margin": 0 < settings.margin < math.inf,
         "good_weight": 0 <= settings.good_weight < math.inf,
         "penalty": 0 <= settings.penalty < math.inf,
+        "seed": settings.seed >= 0,
         "stride": settings.stride >= 0,
         "mask": settings.mask in MASKS,
         "mask_threshold": 0 <= settings.mask_threshold <= 1,

@@ -35,7 +35,7 @@ def begin_student(model: StudentTeacher, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.student.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        parameter.add_(BEGIN_NOISE * parameter.std() * noise)
+        parameter.add_(BEGIN_NOISE * parameter.std() * noise.to(parameter.device))
 
 
 def student_loss(

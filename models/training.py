@@ -7,7 +7,7 @@
    drawn defects on the held-out images (`models.validation`), and its best state is kept.
 3. The map quantiles q_a and q_b are those of tiles of the held-out images.
 
-One seed, one machine and one number of threads give one result, killed and resumed or not.
+On a CPU, one seed and one number of threads give one result, killed and resumed or not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,13 @@ from models.settings import TrainingSettings, check_settings
 from models.student import begin_student
 from models.teacher import Teacher, load_builtin_teacher
 from models.tiles import Tile, TileSet, build_tiles, pad_frame, tile_grid
-from models.validation import Validate, ValidationImages, on_drawn_defects, on_images
+from models.validation import (
+    MOST_IMAGES,
+    Validate,
+    ValidationImages,
+    on_drawn_defects,
+    on_images,
+)
 from models.variants import FRAME_MARGIN_PX, STRIDE
 
 Progress = Callable[[str, int, int], None]
@@ -135,7 +141,9 @@ def train(
         shown = settings.batch * settings.accumulate
         steps = math.ceil(settings.epochs * len(tiles[0]) / shown)
         settings = replace(settings, steps=max(1, steps))
-    key = _key([*learn, *held_out], inspected, settings, teacher, channels)
+    chosen_by = [*validation.good, *validation.bad] if validation is not None else []
+    files = [*learn, *held_out, *chosen_by, *penalty_images]
+    key = _key(files, inspected, settings, teacher, channels)
     validates: list[Validate | None] = [None] * len(settings.scales)
     if settings.validations and validation is not None:
         validates = [
@@ -143,14 +151,13 @@ def train(
         ]
     elif settings.validations and settings.spoiled:
         validates = [
-            on_drawn_defects(held_out, channels, scale, inspected, settings.seed)
+            on_drawn_defects(held_out, channels, scale, inspected, settings)
             for scale in model.scales
         ]
-    own = f".{distributed.get_rank()}" if distributed.is_initialized() else ""
     companions = [
         Companions(
             validate=validate,
-            state=state_dir / f"training-{key[:16]}-{scale}.state{own}" if state_dir else None,
+            state=state_dir / f"training-{key[:16]}-{scale}.state" if state_dir else None,
             key=key,
             resume=resume,
         )
@@ -230,13 +237,17 @@ def _fit_students(
 
         torch.set_num_threads(each)  # of the operations that this thread calls
         companion = replace(companion, report=count)
-        return fit_student(model.pair(scale), found, settings, companion, penalties)
+        try:
+            return fit_student(model.pair(scale), found, settings, companion, penalties)
+        except BaseException:
+            stop.set()  # the other scale need not go on
+            raise
 
     with ThreadPoolExecutor(together) as pool:
         try:
             fitted = list(pool.map(fit, settings.scales, tiles, companions))
         finally:
-            stop.set()  # if one fails or the user has enough
+            stop.set()  # the user has enough
             torch.set_num_threads(total)
     return dict(zip(settings.scales, fitted, strict=True))
 
@@ -246,7 +257,8 @@ def _validated_on(validation: ValidationImages | None, validate: Validate | None
         return "nothing: the last state was kept"
     if validation is None:
         return "drawn defects on held-out good images"
-    return f"{len(validation.good)} good and {len(validation.bad)} defective images"
+    good, bad = (min(len(paths), MOST_IMAGES) for paths in (validation.good, validation.bad))
+    return f"{good} good and {bad} defective images"
 
 
 def _curve(fit: Fit) -> dict[str, Any]:
@@ -261,16 +273,18 @@ def _curve(fit: Fit) -> dict[str, Any]:
 
 
 def _key(
-    images: Sequence[Path],
+    paths: Sequence[Path],
     inspected: NDArray[np.bool_] | None,
     settings: TrainingSettings,
     teacher: Teacher,
     channels: int,
 ) -> str:
     """Of all that decides the weights."""
-    files = [[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in images]
+    files = [[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
     mask = None if inspected is None else hashlib.sha256(inspected.tobytes()).hexdigest()
-    about = [files, mask, asdict(settings), teacher.identity, channels, torch.get_num_threads()]
+    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    machine = [torch.get_num_threads(), processes]
+    about = [files, mask, asdict(settings), teacher.identity, channels, machine]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from models.compute import compute_type
 from models.crops import GOOD, spoiled_crop
 from models.efficientad import StudentTeacher
+from models.errors import DataError
 from models.images import read_image
+from models.settings import TrainingSettings
 from models.tiles import (
     TileSet,
     build_tiles,
@@ -57,6 +59,13 @@ def on_images(
 ) -> Validate:
     """AUROC of whole images, at most 50 good and 50 defective ones, drawn by the seed."""
     good, bad = (_some(paths, seed) for paths in (images.good, images.bad))
+    for path in [*good, *bad] if inspected is not None else []:
+        height, width = read_image(path).shape[:2]
+        if inspected is not None and (height, width) != inspected.shape:
+            raise DataError(
+                f"{path}: {width}x{height} found, expected {inspected.shape[1]}x"
+                f"{inspected.shape[0]} as the mask of what is inspected"
+            )
 
     def validate(model: StudentTeacher) -> float:
         peaks = [
@@ -72,11 +81,19 @@ def on_drawn_defects(
     channels: int,
     scale: int,
     inspected: NDArray[np.bool_] | None,
-    seed: int,
+    settings: TrainingSettings,
 ) -> Validate:
     """AUROC of drawn defects among good crops of held-out images; all the same each time."""
-    tiles = build_tiles(held_out, channels, scale=scale, inspected=inspected, min_inspected=0.05)
-    crops = list(_drawn(tiles, np.random.default_rng([seed, 3])))
+    tiles = build_tiles(
+        held_out,
+        channels,
+        scale=scale,
+        inspected=inspected,
+        min_inspected=settings.least_object,
+        mask=settings.mask,
+        mask_threshold=settings.mask_threshold,
+    )
+    crops = list(_drawn(tiles, np.random.default_rng([settings.seed, 3])))
 
     def validate(model: StudentTeacher) -> float:
         good, bad = [], []

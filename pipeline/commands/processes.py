@@ -13,8 +13,26 @@ from pipeline.errors import ConfigError
 
 
 @contextmanager
+def one_after_the_other() -> Iterator[None]:
+    """The first process alone, then the others, which find its files there."""
+    if distributed.is_initialized() and distributed.get_rank() > 0:
+        distributed.barrier()
+    yield
+    if distributed.is_initialized() and distributed.get_rank() == 0:
+        distributed.barrier()
+
+
+@contextmanager
 def join_processes(device: str) -> Iterator[tuple[int, str]]:
     """Rank and device; (0, device) when it was not started by `torchrun`."""
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {device!r} found, expected cpu, cuda or cuda:1") from error
+    if kind.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {device!r} found, expected cpu, cuda or cuda:1")
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count() > 0:
+        raise ConfigError(f"--device {device!r} found, and torch sees {torch.cuda.device_count()}")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(
             f"--device {device} found, and torch sees no GPU: leave it away, or install torch's "

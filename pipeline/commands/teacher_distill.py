@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from models.distill import DistillSettings, distil_file
+from models.good_images import check_images
 from models.images import list_images
 from models.variants import VARIANTS
 from pipeline.commands.progress import progress_bar
@@ -50,10 +51,11 @@ def command(
         raise ConfigError(f"--variant {variant!r} found, expected one of {', '.join(VARIANTS)}")
     out = out or Path(f"teacher_{variant}.safetensors")
     settings = DistillSettings(steps=steps, batch=batch, seed=seed)
+    photos = check_images(list_images(images), convert_into=out.parent).paths
     with progress_bar(f"Distilling {variant}", steps, quiet=as_json) as update:
         path = distil_file(
             backbone,
-            list_images(images),
+            photos,
             variant,
             out,
             settings,

@@ -21,13 +21,13 @@ from models.montage import montage
 from models.references import save_detector
 from models.settings import TrainingSettings
 from models.teacher import load_teacher
-from models.training import TrainedDetector, train
+from models.training import TrainedDetector, split, train
 from models.validation import ValidationImages
 from models.variants import ALLOWED_SCALES, VARIANTS
-from pipeline.commands.processes import join_processes
+from pipeline.commands.processes import join_processes, one_after_the_other
 from pipeline.commands.progress import Update, progress_bar
 from pipeline.config import load_recipe
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.rules import inspected_pixels
 from pipeline.sources.frames import extract_frames
 from pipeline.training_config import (
@@ -161,13 +161,15 @@ def command(
             frames=frames[:REFERENCE_FRAMES],
         )
         tiles = bundle.with_name(f"{bundle.name}-tiles.png")
-        picture = montage(images.paths, settings, _inspected(config, images.paths))
-        cv2.imwrite(str(tiles), picture[..., ::-1])
+        learnt, _ = split(images.paths, settings)
+        _write(tiles, montage(learnt, settings, _inspected(config, images.paths)))
         drawn = bundle.with_name(f"{bundle.name}-curves.png")
-        cv2.imwrite(str(drawn), curves(detector.fits)[..., ::-1])
+        _write(drawn, curves(detector.fits))
         for state in detector.states:
             state.unlink(missing_ok=True)
-    _tell(bundle, [tiles, drawn], detector, images, time.monotonic() - begun, as_json)
+    seconds = time.monotonic() - begun
+    pictures = [tiles, drawn]
+    _tell(bundle, pictures, detector, images, seconds=seconds, resume=resume, as_json=as_json)
 
 
 def _train(
@@ -183,26 +185,39 @@ def _train(
     def report(what: str, done: int, total: int) -> None:
         update(done, total, what)
 
-    good = Path(config.good)
-    if good.is_file():
-        good = extract_frames(
-            good,
-            out / "frames",
-            config.every,
-            lambda done, total: update(done, total, "read recording"),
+    left_out: list[str] = []
+
+    def checked(found: list[Path]) -> list[Path]:
+        usable = check_images(
+            found,
+            levels=config.levels,
+            convert_into=out / "frames" / "8bit",
+            progress=lambda done, total: report("check images", done, total),
         )
-    images = check_images(
-        list_images(good),
-        levels=config.levels,
-        convert_into=out / "frames" / "8bit",
-        progress=lambda done, total: report("check images", done, total),
-    )
-    paths = images.paths
+        left_out.extend(usable.left_out)
+        return usable.paths
+
+    validation, penalty_images = None, []
+    with one_after_the_other():
+        good = Path(config.good)
+        if good.is_file():
+            good = extract_frames(
+                good,
+                out / "frames",
+                config.every,
+                lambda done, total: update(done, total, "read recording"),
+            )
+        paths = checked(list_images(good))
+        if config.validation is not None:
+            bad = [
+                path for folder in config.validation.defect for path in list_images(Path(folder))
+            ]
+            validation = ValidationImages(
+                checked(list_images(Path(config.validation.good))), checked(bad)
+            )
+        if config.penalty is not None:
+            penalty_images = checked(list_images(Path(config.penalty)))
     channels = guess_channels(paths) if config.color is None else (3 if config.color else 1)
-    validation = None
-    if config.validation is not None:
-        bad = [path for folder in config.validation.defect for path in list_images(Path(folder))]
-        validation = ValidationImages(list_images(Path(config.validation.good)), bad)
     detector = train(
         paths,
         config.variant,
@@ -211,14 +226,19 @@ def _train(
         teacher=load_teacher(Path(config.teacher), channels) if config.teacher else None,
         inspected=_inspected(config, paths),
         validation=validation,
-        penalty_images=list_images(Path(config.penalty)) if config.penalty else (),
+        penalty_images=penalty_images,
         cache_dir=cache,
         state_dir=out,
         resume=resume,
         device=device,
         progress=report,
     )
-    return detector, images
+    return detector, GoodImages(paths, left_out)
+
+
+def _write(path: Path, picture: NDArray[np.uint8]) -> None:
+    if not cv2.imwrite(str(path), picture[..., ::-1]):
+        raise DataError(f"{path}: cannot be written; the bundle beside it is whole")
 
 
 def _from(source: Path) -> TrainingConfig:
@@ -302,7 +322,9 @@ def _tell(
     pictures: list[Path],
     detector: TrainedDetector,
     images: GoodImages,
+    *,
     seconds: float,
+    resume: bool,
     as_json: bool,
 ) -> None:
     about = detector.provenance
@@ -313,6 +335,7 @@ def _tell(
             "images": about["images"],
             "held_out": about["held_out"],
             "left_out": images.left_out,
+            "resumed_at": {scale: fit.resumed_at for scale, fit in detector.fits.items()},
             "validated_on": about["validated_on"],
             "curves": about["curves"],
             "seconds": seconds,
@@ -330,7 +353,11 @@ def _tell(
         f"{detector.model.variant} learnt from {about['images']} images, {about['held_out']} held "
         f"out, in {seconds:.0f} s."
     )
+    if resume and not any(fit.resumed_at for fit in detector.fits.values()):
+        say("No state of this very training was found, so it began anew.")
     for scale, fit in detector.fits.items():
+        if fit.resumed_at:
+            say(f"Scale {scale}: went on after step {fit.resumed_at}.")
         if fit.curve:
             best = max(point.auroc for point in fit.curve)
             say(

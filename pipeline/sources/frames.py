@@ -34,8 +34,11 @@ def extract_frames(
     folder = into / f"{recording.stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if folder.is_dir():
         return folder
-    into.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".frames-", dir=into))
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=".frames-", dir=into))
+    except OSError as error:
+        raise DataError(f"{into}: no folder for frames ({error.strerror})") from error
     try:
         source = VideoRecording(VideoSource(kind="video", path=str(recording.absolute())))
         try:

@@ -19,7 +19,6 @@ from calibrate.metrics import (
     image_auroc,
     interval,
     recall_at,
-    region_peaks,
     threshold_at,
 )
 from pipeline.errors import DataError
@@ -148,13 +147,9 @@ def test_cells_stand_on_their_pixels(height: int, width: int) -> None:
     assert enlarged[0, 2] == pytest.approx(middle, rel=1e-5)
 
 
-def test_peaks_of_regions_and_boxes() -> None:
+def test_peaks_of_boxes() -> None:
     raw_map = np.zeros((16, 16), np.float32)
     raw_map[2, 2], raw_map[10, 12], raw_map[15, 0] = 5, 7, 9
-    mask = np.zeros((64, 64), np.bool_)
-    mask[6:12, 6:12] = mask[40:41, 44:45] = True
-    mask[30, 20] = True
-    assert region_peaks(raw_map, mask) == [5.0, 0.0, 7.0]
     assert box_peak(raw_map, (6, 6, 12, 12)) == 5.0
     assert box_peak(raw_map, (44, 40, 45, 41)) == 7.0
     assert box_peak(raw_map, (0, 60, 64, 64)) == 9.0

@@ -81,7 +81,6 @@ def looked(good: list[float], peaks: list[list[tuple[str, float]]], found: int) 
         bad_failed=2,
         defects_failed=[True, False, True],
         boxes=4,
-        boxes_right=found,
         found=found,
         pixel_auroc=0.9,
         au_pro=0.8,
