@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
@@ -197,34 +198,59 @@ def test_no_room_for_a_state_is_said(tmp_path: Path) -> None:
         save_state(tmp_path / "file" / "s.state", "key", {"step": 1})
 
 
-def test_training_in_two_processes_gives_one_student(tmp_path: Path) -> None:
+RANKS = """
+import os, signal, sys, torch
+from pathlib import Path
+from torch import distributed
+from models import fit
+from models.settings import TrainingSettings
+from models.training import train
+fit.SAVE_STEPS = 1
+torch.set_num_threads(1)
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+images, out, die_at = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+def tell(what, done, total):
+    if rank == 1 and what.startswith("train student") and done == die_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+settings = TrainingSettings(steps=6, batch=2, crop_px=64, tile=128, validations=0)
+trained = train(sorted(images.iterdir()), settings=settings, state_dir=out / "states",
+                resume=True, progress=tell)
+torch.save([trained.model.state_dict(), trained.losses, trained.fits[1].resumed_at],
+           out / f"{rank}.pt")
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_have_one_student_and_one_state(tmp_path: Path) -> None:
     images(tmp_path / "good")
     program = tmp_path / "ranks.py"
-    program.write_text(
-        "import sys, torch\n"
-        "from pathlib import Path\n"
-        "from torch import distributed\n"
-        "from models.student import TrainingSettings\n"
-        "from models.training import train\n"
-        "torch.set_num_threads(1)\n"
-        "distributed.init_process_group('gloo')\n"
-        "settings = TrainingSettings(steps=4, batch=2, crop_px=64, tile=128, validations=0)\n"
-        "trained = train(sorted(Path(sys.argv[1]).iterdir()), settings=settings)\n"
-        "rank = distributed.get_rank()\n"
-        "torch.save([trained.model.state_dict(), trained.losses], f'{sys.argv[2]}/{rank}.pt')\n"
-        "distributed.destroy_process_group()\n"
-    )
+    program.write_text(RANKS)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
     meeting = ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
-    done = subprocess.run(
-        [*launcher, *meeting, str(program), str(tmp_path / "good"), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == 0, done.stderr
-    (first, losses), (second, same) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+
+    def go(out: str, die_at: int) -> int:
+        (tmp_path / out).mkdir(exist_ok=True)
+        told = [str(tmp_path / "good"), str(tmp_path / out), str(die_at)]
+        return subprocess.run(
+            [*launcher, *meeting, str(program), *told],
+            capture_output=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        ).returncode
+
+    def found(out: str) -> list[list[Any]]:
+        return [torch.load(tmp_path / out / f"{rank}.pt") for rank in (0, 1)]
+
+    assert go("whole", 0) == 0
+    assert go("killed", 4) != 0
+    assert not (tmp_path / "killed" / "0.pt").exists()
+    assert go("killed", 0) == 0
+    (first, losses, _), (second, same, _) = found("whole")
     assert losses == same
+    (_, resumed, step), (other, _, same_step) = found("killed")
+    assert 3 <= step == same_step <= 4
+    assert resumed == losses
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
+        assert torch.equal(tensor, other[name]), name

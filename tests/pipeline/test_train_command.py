@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -160,3 +163,29 @@ def test_the_chewing_gum_experiment_is_the_papers() -> None:
 def test_settings_by_name() -> None:
     assert settings_of({}) == TrainingSettings()
     assert settings_of({"scales": [1, 2]}).scales == (1, 2)
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_bundle(good: Path, tmp_path: Path) -> None:
+    recording = tmp_path / "line.mkv"
+    write_recording(recording, [textured_frame(96, 128, 1, seed=k) for k in range(6)])
+    out = tmp_path / "out"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    meeting = ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    train = ["-m", "pipeline.cli", "train", str(recording), "--out", str(out), "--threads", "1"]
+    command = [*torchrun, *meeting, *train, *QUICK, "--steps", "4", "--set", "validations=2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def go(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *options], capture_output=True, text=True, env=environment, check=False
+        )
+
+    first = go("--json")
+    assert first.returncode == 0, first.stderr
+    bundle = Path(json.loads(first.stdout)["bundle"])
+    assert [path.name for path in out.glob("pdn_tiny-*") if path.is_dir()] == [bundle.name]
+    assert not list(out.glob("*.state*"))
+    again = go("--json", "--resume")
+    assert json.loads(again.stdout)["bundle"] == str(bundle)
+    assert json.loads(again.stdout)["resumed_at"] == {"1": 0}
