@@ -31,7 +31,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -41,7 +41,6 @@ from numpy.typing import NDArray
 
 from models.errors import BundleError, RuntimeUnavailable
 from models.fused import FusedGraph, Weights, check_weights, fuse
-from models.precedents import Precedents
 from models.schema import (
     CALIBRATION,
     FILES,
@@ -63,6 +62,9 @@ from models.schema import (
     parse_manifest,
 )
 from models.variants import STRIDE
+
+if TYPE_CHECKING:
+    from models.precedents import Precedents
 
 __all__ = ["Bundle", "Calibration", "EngineThresholds", "Reference", "recalibrated", "write_bundle"]
 
@@ -166,6 +168,8 @@ class Bundle:
         arrays = _arrays(self.path, PRECEDENTS, self.files)
         if not arrays:
             return None
+        from models.precedents import Precedents  # brings OpenCV, which most stations do without
+
         try:
             return Precedents.of_arrays(arrays)
         except ValueError as error:

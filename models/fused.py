@@ -102,13 +102,13 @@ def strips(map_rows: int, at_most: int) -> tuple[Strip, ...]:
     right in the last one only, and the next strip, inferred later, writes them over. `at_most`
     bounds a strip's rows, and is at least 8.
     """
+    if map_rows <= at_most:
+        return (Strip(0, map_rows),)
     coarse = SCALES[-1]
-    height = map_rows
-    if map_rows > at_most:
-        overlap = coarse + 1  # a row more where heights are odd
-        count = -(-(map_rows - overlap) // (at_most - 1 - overlap))
-        height = -(-(map_rows + (count - 1) * overlap) // count)
-        height += (map_rows - height) % coarse
+    overlap = coarse + 1  # a row more where heights are odd
+    count = -(-(map_rows - overlap) // (at_most - 1 - overlap))
+    height = -(-(map_rows + (count - 1) * overlap) // count)
+    height += (map_rows - height) % coarse
     last = map_rows - height
     starts = [*range(0, last, height - height % coarse - coarse), last]
     return tuple(Strip(start, start + height) for start in starts)

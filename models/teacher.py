@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ class Teacher:
 def load_builtin_teacher(variant: str, in_channels: int) -> Teacher:
     """The teacher that comes with linewatch. Raises `DataError` when the variant has none."""
     name = f"teacher_{variant}.safetensors"
-    path = Path(str(resources.files("models"))) / "weights" / name
+    path = Path(__file__).parent / "weights" / name
     if not path.is_file():
         known = sorted(p.stem.removeprefix("teacher_") for p in path.parent.glob("*.safetensors"))
         raise DataError(

@@ -69,7 +69,7 @@ def on_images(
 
     def validate(model: StudentTeacher) -> float:
         peaks = [
-            [_image_peak(model, path, scale, inspected) for path in paths] for paths in (good, bad)
+            [image_peak(model, path, scale, inspected) for path in paths] for paths in (good, bad)
         ]
         return auroc(np.array(peaks[0]), np.array(peaks[1]))
 
@@ -134,14 +134,18 @@ def _drawn(tiles: TileSet, rng: np.random.Generator) -> list[Drawn]:
     return crops
 
 
-def _image_peak(
-    model: StudentTeacher, path: Path, scale: int, inspected: NDArray[np.bool_] | None
+def image_peak(
+    model: StudentTeacher,
+    path: Path,
+    scale: int = 1,
+    inspected: NDArray[np.bool_] | None = None,
+    piece_px: int = PIECE_PX,
 ) -> float:
-    """Piece by piece, so that memory does not grow with the image."""
+    """The map's maximum where inspected; in pieces, so that memory does not grow with the image."""
     frame = shrunk(read_image(path, model.in_channels), scale)
     padded = pad_frame(frame, MARGIN_PX)
     peak = 0.0
-    for tile in tile_grid(frame.shape[0], frame.shape[1], PIECE_PX):
+    for tile in tile_grid(frame.shape[0], frame.shape[1], piece_px):
         raw_map = _raw_map(model, cut(padded, tile))
         if inspected is not None:
             step = scale * STRIDE

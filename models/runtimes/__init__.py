@@ -20,7 +20,6 @@ from pathlib import Path
 from models.bundle import Bundle
 from models.errors import RuntimeUnavailable
 from models.runtimes.base import EngineOptions, Factory, Runtime
-from models.runtimes.looking_up import LookingUp
 from models.runtimes.parity import check_parity
 
 __all__ = [
@@ -89,6 +88,8 @@ def open_runtime(
         raise
     if precedents is None:
         return engine
+    from models.runtimes.looking_up import LookingUp  # with OpenCV
+
     return LookingUp(engine, precedents, bundle.calibration.q_b)
 
 

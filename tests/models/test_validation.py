@@ -12,11 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from models import validation
 from models.settings import TrainingSettings
 from models.tiles import pad_frame
 from models.untrained import textured_frame, untrained_model
-from models.validation import ValidationImages, auroc, on_drawn_defects, on_images
+from models.validation import (
+    ValidationImages,
+    auroc,
+    image_peak,
+    on_drawn_defects,
+    on_images,
+)
 from models.variants import MARGIN_PX
 
 
@@ -52,12 +57,11 @@ def test_images_with_marks_rank_higher(tmp_path: Path, scale: int) -> None:
     )
 
 
-def test_pieces_have_the_peak_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_have_the_peak_of_the_whole(tmp_path: Path) -> None:
     (path,) = write(tmp_path / "good", 1, size=(203, 301))
     model = untrained_model("pdn_tiny", 1).pair(1)
-    whole = validation._image_peak(model, path, 1, None)
-    monkeypatch.setattr(validation, "PIECE_PX", 64)
-    assert validation._image_peak(model, path, 1, None) == pytest.approx(whole, rel=0.02)
+    whole = image_peak(model, path)
+    assert image_peak(model, path, piece_px=64) == pytest.approx(whole, rel=0.02)
     padded = pad_frame(cv2.imread(str(path), 0)[..., None], MARGIN_PX)
     with torch.inference_mode():
         exact = float(model(torch.from_numpy(padded[None])).max())
