@@ -118,7 +118,8 @@ class Precedents:
         images: list[Image] = []
         begin = 0
         for end in arrays["ends"].tolist():
-            image = cv2.imdecode(arrays["png"][begin:end], cv2.IMREAD_UNCHANGED)
+            png = arrays["png"][begin:end]
+            image = cv2.imdecode(png, cv2.IMREAD_UNCHANGED) if png.size else None
             if image is None or image.dtype != np.uint8:
                 raise ValueError(f"image {len(images)} is no PNG of 8 bits")
             image = image[..., None] if image.ndim == 2 else image[..., ::-1]

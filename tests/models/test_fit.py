@@ -123,7 +123,9 @@ def test_state_goes_on_with_either_optimiser(tmp_path: Path, optimiser: str) -> 
     expected, losses = run(None)
     with pytest.raises(KeyboardInterrupt):
         run(4)  # a validation was due then, so the state is of this step
-    assert load_state(path, "key")["step"] == 4  # type: ignore[index]
+    state = load_state(path, "key")
+    assert state is not None
+    assert state["step"] == 4
 
     # The validations before the stop are in the state: the rest is what comes now.
     model = untrained_model("pdn_tiny", 1).pair(1)

@@ -185,13 +185,15 @@ def test_a_bundle_brings_them_to_the_engine(tmp_path: Path) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("broken", ["png", "mean", "centres", "none"])
+@pytest.mark.parametrize("broken", ["png", "mean", "centres", "ends", "none"])
 def test_damaged_files_are_refused(known: Precedents, broken: str) -> None:
     arrays = known.arrays()
     if broken == "png":
         arrays["png"] = arrays["png"][::-1].copy()
     elif broken == "mean":
         arrays["mean"] = arrays["mean"][:5]
+    elif broken == "ends":
+        arrays["ends"] = np.array([0, arrays["ends"][-1]])
     elif broken == "centres":
         arrays["centres"] = np.full_like(arrays["centres"], np.nan)
     else:
