@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from calibrate.metrics import image_auroc
-from pipeline.boxes import finds
-from pipeline.types import Label, Verdict
+from pipeline.boxes import finds, iou
+from pipeline.types import Defect, Label, Verdict
 
 Box = tuple[int, int, int, int]
+RIGHT_IOU = 0.33
+"""At which a box is right, as DeepPCB counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +86,35 @@ def score_against_truth(
         image_auroc=image_auroc(good, bad),
         missed=tuple(missed),
     )
+
+
+def shown_boxes(defects: Sequence[Defect], image_threshold: float) -> list[Box]:
+    """Boxes that fail the frame by themselves: in a failed frame fainter places are boxed too."""
+    return [defect.box_xyxy for defect in defects if defect.peak_score >= image_threshold]
+
+
+def matched(
+    boxes: Sequence[Box], truths: Sequence[Box], least_iou: float = RIGHT_IOU
+) -> dict[int, int]:
+    """Which box finds which true one: {true: found}, by an IoU over `least_iou`.
+
+    The best pairs first; each box finds one true box.
+    """
+    pairs = [
+        (overlap, true, found)
+        for true, wanted in enumerate(truths)
+        for found, box in enumerate(boxes)
+        if (overlap := iou(box, wanted)) > least_iou
+    ]
+    result: dict[int, int] = {}
+    used: set[int] = set()
+    for _, true, found in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+        if true not in result and found not in used:
+            result[true] = found
+            used.add(found)
+    return result
+
+
+def f_score(right: int, boxes: int, truths: int) -> float:
+    """Of boxes: twice the right ones over all found and all true ones. NaN without any."""
+    return 2 * right / (boxes + truths) if boxes + truths else float("nan")

@@ -1,29 +1,46 @@
-"""Choose a bundle's thresholds from good images alone, for each runtime and precision.
+"""Choose a bundle's thresholds, for each runtime and precision.
 
 1. The engine is opened and held to the reference maps, as on the line.
-2. Every good image goes through it at full size.
+2. Every image goes through it at full size.
 3. Where parts lie still: a tolerance for each place (`calibrate.places`).
-4. The pixel threshold: a high quantile (0.9999) of all inspected good cells, so that components
-   are defects and not texture, but never above the image threshold.
-5. The image threshold: from the images' scores by the one decision rule (`calibrate.thresholds`).
-6. A new bundle with them is written; it names the old one as its parent and keeps the thresholds
-   of engines that were not calibrated now.
+4. Images of one part count once (`calibrate.parts`): a part's score is the highest of its images'.
+5. The image threshold: from the parts' scores by the one decision rule; by good parts alone
+   (`calibrate.thresholds`) or as a policy says (`calibrate.policies`).
+6. The pixel threshold, never above the image threshold: where it is known where defects are, what
+   draws them best (`calibrate.pixels`), else a high quantile (0.9999) of all inspected good cells.
+7. A new bundle with them is written; it names the old one as its parent, and all images that its
+   thresholds rest on. Thresholds of engines that were not calibrated now are kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from calibrate.labelled import LabelledImage
+from calibrate.parts import near_duplicates, part_ids, part_scores
+from calibrate.pixels import pixel_threshold
 from calibrate.places import Places
-from calibrate.scores import Frame, GoodMap, Progress, Scorer, raw_maps
-from calibrate.thresholds import LOWEST, Choice, Promise, choose_threshold
+from calibrate.policies import Policy, choose
+from calibrate.scores import (
+    Frame,
+    GoodMap,
+    Lazy,
+    Maps,
+    Progress,
+    Scorer,
+    high_quantiles,
+    raw_maps,
+)
+from calibrate.thresholds import LOWEST, Choice, Promise
 from models.bundle import Bundle, Calibration, EngineThresholds, recalibrated
 from models.errors import ParityError
-from models.runtimes import choose, engine_of, open_runtime
+from models.runtimes import choose as choose_engine
+from models.runtimes import engine_of, open_runtime
 from pipeline.config import Recipe
 from pipeline.errors import DataError
 from pipeline.rules import Thresholds
@@ -32,18 +49,39 @@ from pipeline.tolerance import Tolerance
 PIXEL_QUANTILE = 0.9999
 SCORING_QUANTILE = 0.99
 """Pixel threshold while images are scored: lower, so that the scores do not hang on the choice."""
-_NEVER = 1e30
+NEVER = 1e30
 """An image threshold that no image reaches, while scores are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What thresholds are chosen from. parts: of each map; equal ones are one part."""
+
+    good: Sequence[GoodMap]
+    good_parts: Sequence[str | int]
+    bad: Sequence[GoodMap] = ()
+    bad_parts: Sequence[str | int] = ()
+    labels: Sequence[LabelledImage] = ()
+    """Of the defective maps."""
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of_good(cls, maps: Sequence[GoodMap]) -> Material:
+        """Good maps alone, each of a part of its own."""
+        return cls(maps, range(len(maps)))
 
 
 def calibrate(
     bundle_path: Path,
     good: Sequence[Frame],
     *,
+    bad: Sequence[LabelledImage] = (),
     runtimes: Sequence[str] = ("auto",),
     recipe: Recipe | None = None,
     out_dir: Path,
     promise: Promise | None = None,
+    policy: Policy | None = None,
+    part_pattern: str = "",
     still_px: int = 0,
     pixel_quantile: float = PIXEL_QUANTILE,
     threads: int = 0,
@@ -53,11 +91,14 @@ def calibrate(
 ) -> Path:
     """Write a calibrated bundle into `out_dir` and return its directory.
 
-    good: images of good parts, independent of each other and not trained on.
+    good: images of good parts that were not trained on. bad: defective ones, if there are any.
     runtimes: `auto` (the fastest here that gives the reference maps), `openvino`, or with a
         precision, `openvino/bf16`.
     recipe: of the camera that will use it; its zones and minimum area count. Its own thresholds
         do not: they would hide what is to be found.
+    promise: what is wished of false rejects, and how sure all that is said shall be.
+    part_pattern: finds a part's id in the names of images; without, images that hardly differ are
+        taken for one part.
     still_px: parts lie within so many pixels of one place, and a tolerance for each place is
         learned; 0: they may lie anywhere.
     pixel_quantile: of the inspected cells of all good images; lower makes larger boxes.
@@ -69,11 +110,12 @@ def calibrate(
     recipe = (recipe or Recipe()).model_copy(
         update={"image_threshold": None, "pixel_threshold": None}
     )
-    chosen = [choose(bundle, *_split(name), calibrating=True) for name in runtimes]
+    chosen = [choose_engine(bundle, *_split(name), calibrating=True) for name in runtimes]
     chosen = list(dict.fromkeys(chosen))
     say = note or _say_nothing
     engines = dict(bundle.calibration.engines)
     tolerances = bundle.tolerances()
+    frames = [*good, *bad]
     for number, (name, precision) in enumerate(chosen):
         fallback = "f32" if "auto" in runtimes and precision != "f32" else None
         try:
@@ -89,21 +131,32 @@ def calibrate(
             )
         try:
             maps = raw_maps(
-                runtime, good, bundle.in_channels, recipe, _shifted(progress, number, len(chosen))
+                runtime, frames, bundle.in_channels, recipe, _shifted(progress, number, len(chosen))
             )
         finally:
             runtime.close()
         engine = engine_of(runtime.engine_id)
         tolerances.pop(engine, None)
+        material = _material(maps, good, bad, part_pattern)
         if still_px:
-            tolerances[engine], maps = place_tolerance(maps, bundle.calibration, recipe, still_px)
+            tolerances[engine], material = place_tolerance(
+                material, bundle.calibration, recipe, still_px
+            )
         chosen_here, notes = choose_thresholds(
-            maps, bundle.calibration, recipe, promise or Promise(), pixel_quantile
+            material,
+            bundle.calibration,
+            recipe,
+            promise or Promise(),
+            policy=policy,
+            pixel_quantile=pixel_quantile,
         )
         engines[engine] = dataclasses.replace(chosen_here, still_px=still_px)
         for sentence in notes:
             say(f"{engine}: {sentence}")
-    calibration = dataclasses.replace(bundle.calibration, engines=engines)
+    digests = {*bundle.calibration.images, *(d for frame in frames if (d := _digest(frame)))}
+    calibration = dataclasses.replace(
+        bundle.calibration, engines=engines, images=tuple(sorted(digests))
+    )
     return recalibrated(bundle, out_dir, calibration, tolerances)
 
 
@@ -111,54 +164,107 @@ def _say_nothing(sentence: str) -> None:
     """Where nobody reads notes."""
 
 
+def _digest(frame: Frame) -> str:
+    if isinstance(frame, Path):
+        frame = LabelledImage(frame, False)
+    return frame.sha256 if isinstance(frame, LabelledImage) else ""
+
+
+def _material(
+    maps: Maps, good: Sequence[Frame], bad: Sequence[LabelledImage], pattern: str
+) -> Material:
+    """Sorts maps into good and defective ones and finds the parts that they show."""
+    notes = []
+    parts: list[str | int]
+    if pattern:
+        parts = list(part_ids([Path(found.name).name for found in maps], pattern))
+    else:
+        parts = list(near_duplicates(maps.thumbs))
+    for what, some in (("good", parts[: len(good)]), ("defective", parts[len(good) :])):
+        if len(set(some)) < len(some):
+            how = f"have ids by {pattern!r}" if pattern else "differ from all others"
+            notes.append(
+                f"{len(some)} {what} images show {len(set(some))} parts (those that {how}), which "
+                "count once each"
+            )
+    return Material(
+        maps[: len(good)],
+        parts[: len(good)],
+        maps[len(good) :],
+        parts[len(good) :],
+        bad,
+        notes,
+    )
+
+
 def place_tolerance(
-    maps: Sequence[GoodMap], calibration: Calibration, recipe: Recipe, still_px: int
-) -> tuple[Tolerance, list[GoodMap]]:
-    """The tolerance for each place, and the maps, each with the tolerance of all others."""
-    numbers = Thresholds(calibration.q_a, calibration.q_b, _NEVER, 1.0)
-    places = Places(maps, Scorer(numbers, recipe), still_px)
-    return places.tolerance(), list(places.left_out())
+    material: Material, calibration: Calibration, recipe: Recipe, still_px: int
+) -> tuple[Tolerance, Material]:
+    """The tolerance for each place, and the maps with it; each good one with that of all others."""
+    numbers = Thresholds(calibration.q_a, calibration.q_b, NEVER, 1.0)
+    places = Places(material.good, Scorer(numbers, recipe), still_px)
+    tolerance = places.tolerance()
+    bad = Lazy(
+        len(material.bad), lambda k: dataclasses.replace(material.bad[k], tolerance=tolerance)
+    )
+    return tolerance, dataclasses.replace(material, good=places.left_out(), bad=bad)
 
 
 def choose_thresholds(
-    maps: Sequence[GoodMap],
+    material: Material,
     calibration: Calibration,
     recipe: Recipe,
     promise: Promise,
+    *,
+    policy: Policy | None = None,
     pixel_quantile: float = PIXEL_QUANTILE,
 ) -> tuple[EngineThresholds, list[str]]:
-    """Thresholds from the raw maps of good images, and the sentences that go with them."""
+    """Thresholds from raw maps, and the sentences that go with them."""
+    maps = material.good
     if not maps:
         raise DataError("no good images found: give a folder with images of good parts")
 
-    def numbers(pixel_threshold: float) -> Thresholds:
-        return Thresholds(calibration.q_a, calibration.q_b, _NEVER, pixel_threshold)
+    def numbers(threshold: float) -> Thresholds:
+        return Thresholds(calibration.q_a, calibration.q_b, NEVER, threshold)
 
     plain = Scorer(numbers(1.0), recipe)
-    cells = [plain.inspected(good) for good in maps]
-    everything = np.concatenate(cells)
-    low, high = (
-        max(float(np.quantile(everything, share, method="higher")), LOWEST)
-        for share in (SCORING_QUANTILE, pixel_quantile)
-    )
+    (low, high), lowest = high_quantiles(maps, plain, (SCORING_QUANTILE, pixel_quantile))
+    low, high = max(low, LOWEST), max(high, LOWEST)
     # By the whole rule, so that with a minimum area a lonely peak does not count. An image in
     # which nothing survives has no score, and its peak stands in as far as it may have counted.
     rule = Scorer(numbers(low), recipe)
-    scores = [
-        max(rule.image_score(good), min(float(inside.max()), low))
-        for good, inside in zip(maps, cells, strict=True)
-    ]
-    choice = choose_threshold(scores, promise)
+
+    def score(found: GoodMap) -> float:
+        peak = float(plain.inspected(found).max())
+        return max(rule.image_score(found), min(peak, low))
+
+    good_scores = [score(found) for found in maps]
+    bad_scores = [score(found) for found in material.bad]
+    good_parts = part_scores(good_scores, material.good_parts)
+    bad_parts = part_scores(bad_scores, material.bad_parts)
+    policy = policy or Policy()
+    chosen = choose(list(good_parts.values()), list(bad_parts.values()), policy, promise)
+    choice = chosen.good
+    drawn, how = pixel_threshold(
+        material.bad, material.labels, rule, numbers, recipe, at_most=choice.threshold
+    )
     thresholds = EngineThresholds(
         image_threshold=choice.threshold,
-        pixel_threshold=min(high, choice.threshold),
+        pixel_threshold=min(high if drawn is None else drawn, choice.threshold),
         images=choice.images,
         above=choice.above,
         false_reject_bound=choice.bound,
         confidence=promise.confidence,
         chosen=choice.sentence,
+        policy=policy.name,
+        bad_images=chosen.bad,
+        bad_below=chosen.below,
+        escape_bound=chosen.escape_bound,
+        lowest=lowest,
+        highest=max(*good_scores, *bad_scores, lowest + LOWEST),
     )
-    return thresholds, [choice.sentence, *_outliers(maps, scores, choice)]
+    notes = [*material.notes, *chosen.notes, *([how] if how else [])]
+    return thresholds, [*notes, *_outliers(maps, good_scores, choice)]
 
 
 def _outliers(maps: Sequence[GoodMap], scores: Sequence[float], choice: Choice) -> list[str]:
@@ -170,7 +276,7 @@ def _outliers(maps: Sequence[GoodMap], scores: Sequence[float], choice: Choice) 
     if first - second <= 1.0 * (second - middle):
         return []
     return [
-        f"{maps[order[0]].name} has a score of {first:.4g}, the next one {second:.4g}: the "
+        f"{maps[int(order[0])].name} has a score of {first:.4g}, the next one {second:.4g}: the "
         "threshold rests on this one image; look whether it is good, and leave it out if not"
     ]
 

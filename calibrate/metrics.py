@@ -124,6 +124,18 @@ class PixelCurves:
         below = np.cumsum(self._good) - self._good / 2
         return float((self._bad * below).sum() / good / bad)
 
+    def best_f_score(self) -> tuple[float, float]:
+        """The score with the best F-score over pixels, and that F-score; (0, 0) without defects."""
+        right = np.cumsum(self._bad[::-1])[::-1]
+        marked = right + np.cumsum(self._good[::-1])[::-1]
+        total = int(self._bad.sum())
+        if not total:
+            return 0.0, 0.0
+        scores = 2 * right / (marked + total)
+        best = int(np.argmax(scores))
+        lower_edge = np.array([best << _DROPPED_BITS], np.uint32).view(np.float32)
+        return float(lower_edge[0]), float(scores[best])
+
     def au_pro(self, limit: float = PRO_LIMIT) -> float:
         """Area under the curve of mean region overlap, up to `limit` of good pixels; 0..1."""
         good = int(self._good.sum())

@@ -16,14 +16,14 @@ and is therefore no stricter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.scores import GoodMap, Scorer
+from calibrate.scores import GoodMap, Lazy, Scorer
 from models.variants import STRIDE
 from pipeline.errors import DataError
 from pipeline.tolerance import MOST_TOLERANT, Tolerance
@@ -72,11 +72,13 @@ class Places:
         """uint8 (h, w), 1..255: of all images."""
         return self._shares(self._first)
 
-    def left_out(self) -> Iterator[GoodMap]:
+    def left_out(self) -> Sequence[GoodMap]:
         """Each map with the tolerance of all others."""
-        for number, good in enumerate(self._maps):
-            others = np.where(self._whose == number, self._second, self._first)
-            yield replace(good, tolerance=self._shares(others))
+        return Lazy(len(self._maps), self._without)
+
+    def _without(self, number: int) -> GoodMap:
+        others = np.where(self._whose == number, self._second, self._first)
+        return replace(self._maps[number], tolerance=self._shares(others))
 
     def _smooth(self, highest: Scores) -> Scores:
         reached = cv2.dilate(highest, np.ones((self._side, self._side), np.uint8))

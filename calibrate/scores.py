@@ -1,37 +1,151 @@
-"""The maps of good images, by the very engine that will serve, and their scores by the one rule."""
+"""The maps of images, by the very engine that will serve, and their scores by the one rule."""
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibrate.labelled import LabelledImage
+from calibrate.parts import Thumb, thumb
 from models.images import read_image
 from models.runtimes import Runtime
 from models.tiles import pad_frame
 from models.variants import FRAME_MARGIN_PX, map_hw
 from pipeline.config import Recipe
+from pipeline.errors import DataError
 from pipeline.rules import DecisionRule, Thresholds
 from pipeline.tolerance import Tolerance
 from pipeline.window import inspected_window
 
-Frame = Path | NDArray[np.uint8]
+Frame = Path | NDArray[np.uint8] | LabelledImage
 """An image file, or uint8 (H, W, C) of the bundle's channels."""
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
+IN_MEMORY_BYTES = 1 << 28
+"""Maps beyond this wait on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class GoodMap:
-    """frame_hw in pixels; raw_map: float32 (ceil(H / 4), ceil(W / 4)); tolerance as in the rule."""
+    """frame_hw in pixels; raw_map: float32 (ceil(H / 4), ceil(W / 4)); tolerance as in the rule.
+
+    (The name is from when only good images were calibrated with: defective ones have maps as well.)
+    """
 
     name: str
     frame_hw: tuple[int, int]
     raw_map: NDArray[np.float32]
     tolerance: Tolerance | None = None
+    thumb: Thumb | None = None
+    """By which images of one part are found; None: a part of its own."""
+
+
+class Lazy(Sequence[GoodMap]):
+    """Maps that are made when they are asked for, so that they need no memory together."""
+
+    def __init__(self, count: int, make: Callable[[int], GoodMap]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> GoodMap: ...
+    @overload
+    def __getitem__(self, index: slice) -> Lazy: ...
+    def __getitem__(self, index: int | slice) -> GoodMap | Lazy:
+        if isinstance(index, slice):
+            chosen = range(*index.indices(self._count))
+            return Lazy(len(chosen), lambda k: self[chosen[k]])
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        return self._make(index % self._count)
+
+
+class Maps(Sequence[GoodMap]):
+    """Maps of many images: those that memory has room for there, the others in a nameless file."""
+
+    def __init__(self, in_memory_bytes: int = IN_MEMORY_BYTES, folder: Path | None = None) -> None:
+        self._room = in_memory_bytes
+        self._folder = folder
+        self._maps: list[GoodMap] = []
+        self._places: list[int] = []
+        """Of each map: -1 in memory, else where it begins in the file."""
+        self._file: BinaryIO | None = None
+        self._open = ExitStack()
+
+    def append(self, found: GoodMap) -> None:
+        size = found.raw_map.nbytes
+        if size <= self._room:
+            self._room -= size
+            self._maps.append(found)
+            self._places.append(-1)
+            return
+        try:
+            if self._file is None:
+                self._file = self._open.enter_context(tempfile.TemporaryFile(dir=self._folder))
+            self._places.append(self._file.seek(0, 2))
+            self._file.write(np.ascontiguousarray(found.raw_map).data)
+            self._file.flush()
+        except OSError as error:
+            raise DataError(
+                f"maps of {len(self._maps)} images cannot be kept ({error.strerror or error}): "
+                "make room on the disk, or set TMPDIR to a folder with more"
+            ) from error
+        # A map of the right shape without memory of its own stands in.
+        nothing = np.broadcast_to(np.float32(0), found.raw_map.shape)
+        self._maps.append(replace(found, raw_map=nothing))
+
+    @property
+    def thumbs(self) -> list[Thumb | None]:
+        """Of all maps."""
+        return [found.thumb for found in self._maps]
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    @overload
+    def __getitem__(self, index: int) -> GoodMap: ...
+    @overload
+    def __getitem__(self, index: slice) -> Lazy: ...
+    def __getitem__(self, index: int | slice) -> GoodMap | Lazy:
+        if isinstance(index, slice):
+            chosen = range(*index.indices(len(self)))
+            return Lazy(len(chosen), lambda k: self[chosen[k]])
+        found, place = self._maps[index], self._places[index]
+        if place < 0:
+            return found
+        assert self._file is not None
+        self._file.seek(place)
+        data = self._file.read(4 * found.raw_map.size)
+        raw_map = np.frombuffer(data, np.float32).reshape(found.raw_map.shape)
+        return replace(found, raw_map=raw_map)
+
+
+def raw_map_of(
+    runtime: Runtime, frame: Frame, in_channels: int, recipe: Recipe
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A frame's pixels, uint8 (H, W, C), and its raw map, float32 (ceil(H / 4), ceil(W / 4)).
+
+    As on the line, the engine looks at what the recipe inspects; elsewhere the map is 0.
+    Raises `models.errors.DataError` for a file that is no frame of these channels.
+    """
+    path = frame.path if isinstance(frame, LabelledImage) else frame
+    pixels = read_image(path, in_channels) if isinstance(path, Path) else path
+    height, width = pixels.shape[:2]
+    raw_map = np.zeros(map_hw(height, width), np.float32)
+    window = inspected_window(recipe, (height, width))
+    padded = pad_frame(pixels, FRAME_MARGIN_PX)
+    runtime.infer([window.padded(padded)], [window.cells(raw_map)])
+    return pixels, raw_map
 
 
 def raw_maps(
@@ -40,23 +154,15 @@ def raw_maps(
     in_channels: int,
     recipe: Recipe,
     progress: Progress | None = None,
-) -> list[GoodMap]:
-    """Full-size frames through the engine, one by one: about 1/4 of a grey frame's bytes is kept.
-
-    As on the line, it looks at what the recipe inspects; elsewhere the map is 0.
-
-    Raises `models.errors.DataError` for a file that is no frame of these channels.
-    """
-    maps = []
+) -> Maps:
+    """Full-size frames through the engine, one by one; see `raw_map_of`."""
+    maps = Maps()
     for number, frame in enumerate(frames):
-        pixels = read_image(frame, in_channels) if isinstance(frame, Path) else frame
+        pixels, raw_map = raw_map_of(runtime, frame, in_channels, recipe)
+        path = frame.path if isinstance(frame, LabelledImage) else frame
+        name = str(path) if isinstance(path, Path) else f"frame {number}"
         height, width = pixels.shape[:2]
-        raw_map = np.zeros(map_hw(height, width), np.float32)
-        window = inspected_window(recipe, (height, width))
-        padded = pad_frame(pixels, FRAME_MARGIN_PX)
-        runtime.infer([window.padded(padded)], [window.cells(raw_map)])
-        name = str(frame) if isinstance(frame, Path) else f"frame {number}"
-        maps.append(GoodMap(name, (height, width), raw_map))
+        maps.append(GoodMap(name, (height, width), raw_map, thumb=thumb(pixels)))
         if progress is not None:
             progress(number + 1, len(frames))
     return maps
@@ -86,3 +192,28 @@ class Scorer:
     def image_score(self, good: GoodMap) -> float:
         """As the line will give it: 0 where nothing survives the rule."""
         return self.rule(good).decide(good.raw_map).image_score
+
+
+def high_quantiles(
+    maps: Sequence[GoodMap], scorer: Scorer, shares: Sequence[float]
+) -> tuple[list[float], float]:
+    """Quantiles (rounded up) of the inspected cells of all maps, and the lowest of all.
+
+    Exact in one pass, with memory for the highest cells only.
+    """
+    cells = sum(int((scorer.rule(good).factors > 0).sum()) for good in maps)
+    places = [cells - math.ceil(share * (cells - 1)) for share in shares]
+    most = max(places)
+    floor, lowest = -np.inf, np.inf
+    kept: list[NDArray[np.float32]] = []
+    held = 0
+    for good in maps:
+        inside = scorer.inspected(good)
+        lowest = min(lowest, float(inside.min()))
+        kept.append(inside[inside >= floor])
+        held += kept[-1].size
+        if held > 2 * most + inside.size:
+            highest = np.partition(np.concatenate(kept), held - most)[-most:]
+            kept, held, floor = [highest], most, float(highest.min())
+    ranked = np.sort(np.concatenate(kept))
+    return [float(ranked[-place]) for place in places], lowest

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.errors import BundleError
 from models.variants import ALLOWED_SCALES, FRAME_MARGIN_PX, STRIDE, map_hw
 
-SCHEMA = 3
+SCHEMA = 4
 KIND = "student_teacher"
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -45,6 +45,17 @@ class EngineThresholds:
     """How, in one sentence."""
     still_px: int = 0
     """Over 0: parts lie still up to so many pixels, and there is a tolerance for each place."""
+    policy: str = "good"
+    """How the image threshold was chosen: `calibrate.policies.POLICIES`."""
+    bad_images: int = 0
+    """Independent defective images that it rests on, beside the good ones."""
+    bad_below: int = 0
+    """How many of them stay under the image threshold."""
+    escape_bound: float = 1.0
+    """With `confidence`, at most this share of such defective images would pass."""
+    lowest: float = 0.0
+    highest: float = 1.0
+    """Of all scores that it rests on: what heatmaps show is a part of this range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +66,8 @@ class Calibration:
     q_b: float
     engines: Mapping[str, EngineThresholds]
     """By `runtime/precision`, such as `openvino/bf16`. Empty until calibrated."""
+    images: tuple[str, ...] = ()
+    """SHA-256 of the image files that any of the thresholds rests on: they cannot test it."""
 
     def raw(self, score: float) -> float:
         """The raw map value of a normalised score."""
@@ -139,7 +152,8 @@ def parse_calibration(path: Path, data: bytes) -> Calibration:
         engines = {
             str(key): EngineThresholds(**values) for key, values in content["engines"].items()
         }
-        calibration = Calibration(float(content["q_a"]), float(content["q_b"]), engines)
+        images = tuple(str(digest) for digest in content["images"])
+        calibration = Calibration(float(content["q_a"]), float(content["q_b"]), engines, images)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{where}: {error}: calibrate again with this linewatch") from error
     check_calibration(calibration, where)

@@ -181,6 +181,7 @@ def train(
         "held_out": len(held_out),
         "tiles": [len(found) for found in tiles],
         "sha256": {path.name: _sha256(path) for path in [*learn, *held_out]},
+        "validated_sha256": sorted({_sha256(path) for path in chosen_by}),
         "held_out_names": [path.name for path in held_out],
         "settings": asdict(settings),
         "channels": channels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibrate.calibration import choose_thresholds, place_tolerance
+from calibrate.calibration import Material, choose_thresholds, place_tolerance
 from calibrate.places import LEAST, MIN_IMAGES, Places
 from calibrate.scores import GoodMap, Scorer
 from calibrate.thresholds import Promise
@@ -43,7 +43,7 @@ def test_high_at_the_corner_and_low_elsewhere() -> None:
 
 def test_a_defect_is_found_beside_a_corner_that_is_always_higher() -> None:
     maps = good_maps(80)
-    tolerance, left_out = place_tolerance(maps, CALIBRATION, Recipe(), 8)
+    tolerance, left_out = place_tolerance(Material.of_good(maps), CALIBRATION, Recipe(), 8)
     numbers, _ = choose_thresholds(left_out, CALIBRATION, Recipe(), Promise())
     thresholds = Thresholds(0.0, 0.1, numbers.image_threshold, numbers.pixel_threshold)
     rule = DecisionRule(thresholds, Recipe(), HW, tolerance)

@@ -190,15 +190,15 @@ def test_what_is_not_a_bundle(tmp_path: Path) -> None:
 
 
 def test_a_newer_schema_says_so(copy: Path) -> None:
-    newer = reseal(copy, lambda manifest: manifest.update(schema=4, surprise=[]))
-    with pytest.raises(BundleError, match=r"schema 4 found, .* newer linewatch"):
+    newer = reseal(copy, lambda manifest: manifest.update(schema=5, surprise=[]))
+    with pytest.raises(BundleError, match=r"schema 5 found, .* newer linewatch"):
         Bundle.load(newer)
 
 
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"schema": 0}, "schema 0 found, expected 3"),
+        ({"schema": 0}, "schema 0 found, expected 4"),
         ({"schema": "1"}, "schema: '1' found, expected int"),
         ({"schema": True}, "schema: True found"),
         ({"kind": "patchcore"}, "kind: 'patchcore' found, expected 'student_teacher'"),
