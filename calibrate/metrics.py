@@ -13,6 +13,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,6 +38,18 @@ def image_auroc(good: Sequence[float], bad: Sequence[float]) -> float:
 
     labels = np.repeat([0, 1], [len(good), len(bad)])
     return float(roc_auc_score(labels, np.concatenate([good, bad])))
+
+
+def average_precision(good: Sequence[float], bad: Sequence[float]) -> float:
+    """Mean precision over the recall's steps, defective images being looked for. NaN if one is
+    empty.
+    """
+    if not len(good) or not len(bad):
+        return float("nan")
+    from sklearn.metrics import average_precision_score
+
+    labels = np.repeat([0, 1], [len(good), len(bad)])
+    return float(average_precision_score(labels, np.concatenate([good, bad])))
 
 
 def threshold_at(good: Sequence[float], false_rejects: float) -> float:
@@ -87,9 +101,13 @@ def box_peak(raw_map: Map, box_xyxy: tuple[int, int, int, int]) -> float:
 
 
 class PixelCurves:
-    """Pixel AUROC and AU-PRO of as many maps as there are, in 12 MB."""
+    """Pixel AUROC and AU-PRO of as many maps as there are, in 12 MB.
 
-    def __init__(self) -> None:
+    by_image: keep a coarse histogram of each image too (some kilobytes), for intervals.
+    """
+
+    def __init__(self, *, by_image: bool = False) -> None:
+        self._images: list[_Image] | None = [] if by_image else None
         self._good = np.zeros(BINS, np.int64)
         self._bad = np.zeros(BINS, np.int64)
         self._regions = np.zeros(BINS, np.float64)
@@ -106,23 +124,52 @@ class PixelCurves:
             raise DataError("scores that are negative or not finite found, expected a raw map")
         bins = np.ascontiguousarray(scores, np.float32).view(np.uint32) >> _DROPPED_BITS
         if mask is None or not mask.any():
-            self._good += np.bincount(bins.ravel(), minlength=BINS)
+            self._add(bins.ravel(), bins[:0, 0], [])
             return
-        self._good += np.bincount(bins[~mask], minlength=BINS)
-        self._bad += np.bincount(bins[mask], minlength=BINS)
         count, labels = cv2.connectedComponents(mask.astype(np.uint8))
-        for region in range(1, count):
-            found = bins[labels == region]
-            np.add.at(self._regions, found, 1 / found.size)
-        self._count += count - 1
+        regions = [bins[labels == region] for region in range(1, count)]
+        self._add(bins[~mask], bins[mask], regions)
+
+    def _add(self, good: _Bins, bad: _Bins, regions: Sequence[_Bins]) -> None:
+        self._good += np.bincount(good, minlength=BINS)
+        self._bad += np.bincount(bad, minlength=BINS)
+        for found in regions:
+            self._regions += np.bincount(found, minlength=BINS) / found.size
+        self._count += len(regions)
+        if self._images is not None:
+            self._images.append(_Image.of(good, bad, regions))
+
+    def interval(self, key: str, resamplings: int) -> tuple[float, float]:
+        """The middle 95 % of `pixel_auroc` or `au_pro` of images drawn again (bootstrap), those
+        with and without defects each among their kind, from histograms of 64 steps per octave.
+        """
+        assert self._images, "by_image was not asked for, or no image was added"
+        good = [k for k, image in enumerate(self._images) if not image.regions]
+        bad = [k for k, image in enumerate(self._images) if image.regions]
+        if not bad:
+            return float("nan"), float("nan")
+        used = np.unique(np.concatenate([image.used for image in self._images]))
+        tables = np.zeros((3, len(self._images), len(used)))
+        for k, image in enumerate(self._images):
+            tables[:, k, np.searchsorted(used, image.used)] = image.histograms
+        regions = np.array([image.regions for image in self._images], np.float64)
+        rng = np.random.default_rng(0)
+        values = []
+        for _ in range(resamplings):
+            weights = np.zeros(len(self._images))
+            for side in (good, bad):
+                np.add.at(weights, rng.choice(side, len(side)) if side else [], 1.0)
+            of_good, of_bad, of_regions = (weights @ table for table in tables)
+            if key == "pixel_auroc":
+                values.append(_auroc(of_good, of_bad))
+            else:
+                values.append(_au_pro(of_good, of_regions, float(weights @ regions), PRO_LIMIT))
+        low, high = np.nanpercentile(values, [2.5, 97.5])
+        return float(low), float(high)
 
     def auroc(self) -> float:
         """Area under the ROC curve of all pixels; ties count half. NaN if one kind is missing."""
-        good, bad = int(self._good.sum()), int(self._bad.sum())
-        if not good or not bad:
-            return float("nan")
-        below = np.cumsum(self._good) - self._good / 2
-        return float((self._bad * below).sum() / good / bad)
+        return _auroc(self._good, self._bad)
 
     def best_f_score(self) -> tuple[float, float]:
         """The score with the best F-score over pixels, and that F-score; (0, 0) without defects."""
@@ -138,12 +185,48 @@ class PixelCurves:
 
     def au_pro(self, limit: float = PRO_LIMIT) -> float:
         """Area under the curve of mean region overlap, up to `limit` of good pixels; 0..1."""
-        good = int(self._good.sum())
-        if not good or not self._count:
-            return float("nan")
-        marked = np.concatenate([[0.0], np.cumsum(self._good[::-1]) / good])
-        overlap = np.concatenate([[0.0], np.cumsum(self._regions[::-1]) / self._count])
-        inside = marked <= limit
-        x = np.append(marked[inside], limit)
-        y = np.append(overlap[inside], np.interp(limit, marked, overlap))
-        return float(np.trapezoid(y, x) / limit)
+        return _au_pro(self._good, self._regions, self._count, limit)
+
+
+_Bins = NDArray[Any]
+_COARSER_BITS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """One image's histograms of good pixels, defective ones and regions, where they are not 0."""
+
+    used: NDArray[np.intp]
+    histograms: NDArray[np.float64]
+    """(3, used)"""
+    regions: int
+
+    @classmethod
+    def of(cls, good: _Bins, bad: _Bins, regions: Sequence[_Bins]) -> _Image:
+        table = np.zeros((3, BINS >> _COARSER_BITS))
+        for number, bins in enumerate((good, bad, *regions)):
+            counts = np.bincount(bins >> _COARSER_BITS, minlength=table.shape[1])
+            table[min(number, 2)] += counts if number < 2 else counts / bins.size
+        used = np.flatnonzero(table.any(axis=0))
+        return cls(used, table[:, used], len(regions))
+
+
+def _auroc(good: NDArray[Any], bad: NDArray[Any]) -> float:
+    """Of histograms over rising scores."""
+    goods, bads = float(good.sum()), float(bad.sum())
+    if not goods or not bads:
+        return float("nan")
+    below = np.cumsum(good) - good / 2
+    return float((bad * below).sum() / goods / bads)
+
+
+def _au_pro(good: NDArray[Any], regions: NDArray[Any], count: float, limit: float) -> float:
+    total = float(good.sum())
+    if not total or not count:
+        return float("nan")
+    marked = np.concatenate([[0.0], np.cumsum(good[::-1]) / total])
+    overlap = np.concatenate([[0.0], np.cumsum(regions[::-1]) / count])
+    inside = marked <= limit
+    x = np.append(marked[inside], limit)
+    y = np.append(overlap[inside], np.interp(limit, marked, overlap))
+    return float(np.trapezoid(y, x) / limit)

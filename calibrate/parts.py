@@ -8,7 +8,7 @@ its images'.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -85,3 +85,27 @@ def part_scores(scores: Sequence[float], parts: Sequence[str | int]) -> Mapping[
     for score, part in zip(scores, parts, strict=True):
         highest[part] = max(score, highest.get(part, score))
     return highest
+
+
+def kept_apart(
+    strata: Sequence[Hashable], parts: Sequence[str | int], share: float, seed: int
+) -> list[bool]:
+    """Which images are kept for a test: about `share` of the parts of each stratum, by the seed.
+
+    All images of a part are on one side; its stratum is that of its first image. A stratum of two
+    parts or more has at least one on either side.
+    """
+    first: dict[str | int, Hashable] = {}
+    for stratum, part in zip(strata, parts, strict=True):
+        first.setdefault(part, stratum)
+    groups: dict[Hashable, list[str | int]] = {}
+    for part, stratum in first.items():
+        groups.setdefault(stratum, []).append(part)
+    rng = np.random.default_rng(seed)
+    chosen: set[str | int] = set()
+    for members in groups.values():
+        count = round(share * len(members))
+        if share and len(members) > 1:
+            count = min(max(count, 1), len(members) - 1)
+        chosen |= {members[k] for k in rng.permutation(len(members))[:count]}
+    return [part in chosen for part in parts]

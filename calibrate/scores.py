@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, overload
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,8 +81,9 @@ class Maps(Sequence[GoodMap]):
         self._maps: list[GoodMap] = []
         self._places: list[int] = []
         """Of each map: -1 in memory, else where it begins in the file."""
-        self._file: BinaryIO | None = None
-        self._open = ExitStack()
+        self._end = 0
+        self._file = -1
+        """A descriptor, once it is needed."""
 
     def append(self, found: GoodMap) -> None:
         size = found.raw_map.nbytes
@@ -90,16 +93,20 @@ class Maps(Sequence[GoodMap]):
             self._places.append(-1)
             return
         try:
-            if self._file is None:
-                self._file = self._open.enter_context(tempfile.TemporaryFile(dir=self._folder))
-            self._places.append(self._file.seek(0, 2))
-            self._file.write(np.ascontiguousarray(found.raw_map).data)
-            self._file.flush()
+            if self._file < 0:
+                self._file, name = tempfile.mkstemp(prefix="linewatch-maps-", dir=self._folder)
+                Path(name).unlink()
+                weakref.finalize(self, os.close, self._file)
+            data = np.ascontiguousarray(found.raw_map).data
+            if os.pwrite(self._file, data, self._end) < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise DataError(
                 f"maps of {len(self._maps)} images cannot be kept ({error.strerror or error}): "
                 "make room on the disk, or set TMPDIR to a folder with more"
             ) from error
+        self._places.append(self._end)
+        self._end += size
         # A map of the right shape without memory of its own stands in.
         nothing = np.broadcast_to(np.float32(0), found.raw_map.shape)
         self._maps.append(replace(found, raw_map=nothing))
@@ -123,9 +130,7 @@ class Maps(Sequence[GoodMap]):
         found, place = self._maps[index], self._places[index]
         if place < 0:
             return found
-        assert self._file is not None
-        self._file.seek(place)
-        data = self._file.read(4 * found.raw_map.size)
+        data = os.pread(self._file, 4 * found.raw_map.size, place)
         raw_map = np.frombuffer(data, np.float32).reshape(found.raw_map.shape)
         return replace(found, raw_map=raw_map)
 

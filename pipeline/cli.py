@@ -40,6 +40,16 @@ COMMANDS: dict[str, Command] = {
     "calibrate": Command(
         "pipeline.commands.calibrate", "Choose a bundle's thresholds from images of good parts."
     ),
+    "evaluate": Command(
+        "pipeline.commands.evaluate",
+        "How good a calibrated bundle is on images it has not seen; writes a report.",
+    ),
+    "explain": Command(
+        "pipeline.commands.explain", "Why an image passes or fails, step by step, with a picture."
+    ),
+    "compare": Command(
+        "pipeline.commands.compare", "Two bundles on the same images: figures, verdicts, speed."
+    ),
     "run": Command("pipeline.commands.run", "Run a station as a daemon, until it is told to stop."),
     "replay": Command(
         "pipeline.commands.replay", "Send recordings through the whole line; writes all verdicts."

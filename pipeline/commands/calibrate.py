@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,20 +12,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calibrate.calibration import calibrate
+from calibrate.calibration import PIXEL_QUANTILE, calibrate
+from calibrate.labelled import LabelledImage, Labels, unseen
+from calibrate.parts import kept_apart, near_duplicates, part_ids, thumb
+from calibrate.policies import POLICIES, Policy
 from calibrate.thresholds import Promise
 from models.bundle import Bundle
-from models.images import list_images
+from models.images import read_image
+from pipeline.commands.labels import Bad, Boxes, Good, Masks, Types, labels_of
 from pipeline.commands.progress import progress_bar
 from pipeline.config import load_recipe
 
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="A bundle, as `linewatch train` writes it.")],
-    good: Annotated[
-        Path,
-        typer.Option(help="Folder of good images that were not trained on, one for each part."),
-    ],
+    good: Good = None,
+    bad: Bad = None,
+    masks: Masks = None,
+    boxes: Boxes = None,
+    types: Types = "",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the new bundle. Default: beside the old one.")
     ] = None,
@@ -41,6 +47,36 @@ def command(
     confidence: Annotated[
         float, typer.Option(help="How sure of that the threshold shall be.")
     ] = Promise().confidence,
+    policy: Annotated[
+        str,
+        typer.Option(help=f"{', '.join(POLICIES)}: all but the first need defective images."),
+    ] = "good",
+    beta: Annotated[float, typer.Option(help="Of --policy f: 2 weighs escapes more.")] = 1.0,
+    escape_cost: Annotated[
+        float, typer.Option(help="Of --policy cost: an escape costs so many false rejects.")
+    ] = Policy().escape_cost,
+    defect_share: Annotated[
+        float, typer.Option(help="Of --policy cost: the share of defective parts on the line.")
+    ] = Policy().defect_share,
+    min_recall: Annotated[
+        float, typer.Option(help="Of --policy recall: the share of defective parts to be found.")
+    ] = Policy().recall,
+    part: Annotated[
+        str,
+        typer.Option(
+            help="A pattern that finds a part's id in file names: '_(\\d+)_'. Images of one part "
+            "count once. Default: images that hardly differ are one part."
+        ),
+    ] = "",
+    test_share: Annotated[
+        float,
+        typer.Option(min=0, max=0.9, help="Keep so many of the parts apart, for `evaluate`."),
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of --test-share.")] = 0,
+    pixel_quantile: Annotated[
+        float,
+        typer.Option(help="Of good cells, for the outlines of defects: lower makes larger boxes."),
+    ] = PIXEL_QUANTILE,
     still_px: Annotated[
         int,
         typer.Option(
@@ -54,7 +90,12 @@ def command(
     """Choose a bundle's thresholds from images of good parts; writes a new bundle.
 
     Thresholds belong to a runtime and precision, since engines differ a little: name each that the
-    station may use. No defect is needed, and none looked at.
+    station may use. No defect is needed. With defective images (--bad) the share of escapes is
+    bounded too, --policy may choose the threshold by them, and masks or boxes set the outlines.
+
+    Images that the bundle was trained on, or that chose its best state, are left out. With
+    --test-share 0.3 some parts are kept apart; `linewatch evaluate` with the same folders then
+    looks at exactly those.
 
     If parts always lie at one place and angle, say so with --still-px (16, say): much fainter
     defects are found, since places that look unusual on good parts no longer set the threshold for
@@ -62,18 +103,28 @@ def command(
 
     [bold]linewatch calibrate bundles/NAME --good val/good --runtime openvino/bf16[/]
     """
-    paths = list_images(good)
-    promise = Promise(false_reject=false_rejects, confidence=confidence)
-    notes: list[str] = []
-    with progress_bar("Calibrating", len(paths), quiet=as_json) as update:
+    loaded = Bundle.load(bundle)
+    labels = unseen(labels_of(good, bad, masks, boxes, types), loaded, calibrated=False)
+    notes = list(labels.notes)
+    images: Sequence[LabelledImage] = labels.images
+    if test_share:
+        apart = _apart(labels, loaded.in_channels, part, test_share, seed, quiet=as_json)
+        images = [image for image, kept in zip(images, apart, strict=True) if not kept]
+        notes.append(f"{sum(apart)} of {len(apart)} images are kept apart, to be tested on")
+    chosen = Labels(tuple(images), ())
+    with progress_bar("Calibrating", len(images), quiet=as_json) as update:
         path = calibrate(
             bundle,
-            paths,
+            chosen.good,
+            bad=chosen.bad,
             runtimes=runtime or ["auto"],
             recipe=load_recipe(recipe) if recipe else None,
             out_dir=out or bundle.absolute().parent,
-            promise=promise,
+            promise=Promise(false_reject=false_rejects, confidence=confidence),
+            policy=Policy(policy, beta, escape_cost, defect_share, min_recall),
+            part_pattern=part,
             still_px=still_px,
+            pixel_quantile=pixel_quantile,
             threads=threads,
             progress=update,
             note=notes.append,
@@ -83,12 +134,39 @@ def command(
         engines = {name: asdict(engine) for name, engine in result.calibration.engines.items()}
         print(json.dumps({"bundle": str(path), "notes": notes, "engines": engines}, indent=2))
         return
-    table = Table("engine", "image threshold", "pixel threshold", "good images", "over it")
+    table = Table(
+        "engine",
+        "image threshold",
+        "pixel threshold",
+        "good parts",
+        "over it",
+        "defective",
+        "under",
+    )
     for name, engine in sorted(result.calibration.engines.items()):
         thresholds = (f"{engine.image_threshold:.4f}", f"{engine.pixel_threshold:.4f}")
-        table.add_row(name, *thresholds, str(engine.images), str(engine.above))
+        counts = (engine.images, engine.above, engine.bad_images, engine.bad_below)
+        table.add_row(name, *thresholds, *map(str, counts))
     console = Console()
     console.print(table)
     for sentence in notes:
         console.print(sentence, highlight=False, markup=False)
     print(f"bundle: {path}")
+
+
+def _apart(
+    labels: Labels, channels: int, pattern: str, share: float, seed: int, *, quiet: bool
+) -> list[bool]:
+    """Which images are kept for a test: alike in kind and camera to the others, part by part."""
+    parts: Sequence[str | int]
+    if pattern:
+        parts = part_ids([image.path.name for image in labels.images], pattern)
+    else:
+        thumbs = []
+        with progress_bar("Comparing", len(labels.images), quiet=quiet) as update:
+            for number, image in enumerate(labels.images, start=1):
+                thumbs.append(thumb(read_image(image.path, channels)))
+                update(number, len(labels.images))
+        parts = near_duplicates(thumbs)
+    strata = [(image.defective, image.kinds, image.camera) for image in labels.images]
+    return kept_apart(strata, parts, share, seed)

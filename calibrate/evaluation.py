@@ -1,0 +1,160 @@
+"""A calibrated bundle looks at labelled images, through the engine and the rule that serve.
+
+`judge` yields one `Judged` after the other; maps are used and dropped, so that thousands of
+full-size images need no memory. `calibrate.figures` makes the figures of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.boxes_eval import matched, shown_boxes
+from calibrate.labelled import Defect, LabelledImage
+from calibrate.metrics import PixelCurves, at_pixels
+from calibrate.scores import raw_map_of
+from models.bundle import Bundle, EngineThresholds
+from models.runtimes import Runtime, engine_of
+from pipeline.boxes import finds
+from pipeline.config import Recipe
+from pipeline.errors import DataError
+from pipeline.rules import Decision, DecisionRule, Thresholds
+from pipeline.types import Label
+
+Box = tuple[int, int, int, int]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What was said of one image, and what is true."""
+
+    image: LabelledImage
+    frame_hw: tuple[int, int]
+    failed: bool
+    score: float
+    """Ranks all images as the rule does: the image fails exactly when it is at or over the
+    threshold. Where nothing survived the rule, the inspected peak, kept under both thresholds."""
+    raw_peak: float
+    threshold: float
+    boxes: tuple[Box, ...]
+    """That fail the image."""
+    truth: tuple[Defect, ...]
+    matches: Mapping[int, int]
+    """{true defect: box} at the chosen IoU."""
+    found: tuple[bool, ...]
+    """Of each true defect: whether a box of the failed image lies on it (`pipeline.boxes.finds`)"""
+    milliseconds: float
+    """Of engine and rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the judge saw: for pictures."""
+
+    judged: Judged
+    pixels: NDArray[np.uint8]
+    """uint8 (H, W, C)"""
+    scores: NDArray[np.float32]
+    """float32 (ceil(H / 4), ceil(W / 4)), normalised."""
+
+
+class Judge:
+    """A bundle, its engine and a recipe for each camera."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        runtime: Runtime,
+        recipes: Mapping[str, Recipe],
+        *,
+        least_iou: float,
+    ) -> None:
+        """recipes: by camera; "" is for cameras that have none of their own."""
+        self.bundle = bundle
+        self.engine = engine_of(runtime.engine_id)
+        self.engine_id = runtime.engine_id
+        self.thresholds: EngineThresholds = bundle.thresholds(self.engine)
+        self.curves = PixelCurves(by_image=True)
+        self.located = 0
+        self._tolerance = bundle.tolerance(self.engine)
+        self._runtime = runtime
+        self._recipes = recipes
+        self._least_iou = least_iou
+        self._rules: dict[tuple[str, tuple[int, int]], DecisionRule] = {}
+
+    def recipe(self, camera: str) -> Recipe:
+        return self._recipes.get(camera) or self._recipes.get("") or Recipe()
+
+    def rule(self, camera: str, frame_hw: tuple[int, int]) -> DecisionRule:
+        """The rule as the line would have it for frames of this size."""
+        key = camera, frame_hw
+        if key not in self._rules:
+            numbers = Thresholds(
+                self.bundle.calibration.q_a,
+                self.bundle.calibration.q_b,
+                self.thresholds.image_threshold,
+                self.thresholds.pixel_threshold,
+            )
+            self._rules[key] = DecisionRule(numbers, self.recipe(camera), frame_hw, self._tolerance)
+        return self._rules[key]
+
+    def judge(
+        self, images: Sequence[LabelledImage], progress: Progress | None = None
+    ) -> Iterator[Seen]:
+        """Raises `DataError` for images, masks and boxes that do not fit."""
+        for number, image in enumerate(images):
+            yield self._judge(image)
+            if progress is not None:
+                progress(number + 1, len(images))
+
+    def _judge(self, image: LabelledImage) -> Seen:
+        begun = time.perf_counter()
+        pixels, raw_map = raw_map_of(
+            self._runtime, image, self.bundle.in_channels, self.recipe(image.camera)
+        )
+        height, width = pixels.shape[:2]
+        rule = self.rule(image.camera, (height, width))
+        decision = rule.decide(raw_map)
+        milliseconds = (time.perf_counter() - begun) * 1000
+        scores = rule.scores(raw_map)
+        if not np.isfinite(scores).all():
+            raise DataError(f"{image.path}: scores that are not finite found: the engine failed")
+        truth: tuple[Defect, ...] = ()
+        if not image.defective:
+            self.curves.add(at_pixels(np.maximum(scores, 0), height, width))
+        elif image.located:
+            found = image.truth((height, width))
+            truth = found.defects
+            if found.mask.any():
+                self.curves.add(at_pixels(np.maximum(scores, 0), height, width), found.mask)
+                self.located += 1
+        failed = decision.label is Label.FAIL
+        boxes = shown_boxes(decision.defects, decision.image_threshold) if failed else []
+        wanted = [defect.box_xyxy for defect in truth]
+        judged = Judged(
+            image=image,
+            frame_hw=(height, width),
+            failed=failed,
+            score=_rank(decision, scores, rule),
+            raw_peak=decision.raw_peak,
+            threshold=decision.image_threshold,
+            boxes=tuple(boxes),
+            truth=truth,
+            matches=matched(boxes, wanted, self._least_iou),
+            found=tuple(any(finds(box, true) for box in boxes) for true in wanted),
+            milliseconds=milliseconds,
+        )
+        return Seen(judged, pixels, scores)
+
+
+def _rank(decision: Decision, scores: NDArray[np.float32], rule: DecisionRule) -> float:
+    if decision.image_score > 0:
+        return decision.image_score
+    least = min(rule.pixel_threshold, rule.image_threshold)
+    peak = float(scores.max(where=rule.factors > 0, initial=-np.inf))
+    return min(peak, float(np.nextafter(least, -np.inf)))

@@ -1,0 +1,416 @@
+"""The report: one HTML file that needs no network, to be read, argued with, printed and signed.
+
+Pictures of the first images are in the page, all others in a block of text that is shown piece by
+piece as one scrolls, so that thousands of images open fast.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import importlib.metadata
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from calibrate.charts import Axis, Line, histogram, lines, padded_axis
+from calibrate.evaluation import Judged
+from calibrate.figures import LABELS, Confusion, Figure, by_camera, by_group, figures
+from calibrate.gallery import Range, wrongness
+from calibrate.metrics import PixelCurves
+from calibrate.thresholds import Promise
+from models.bundle import Bundle, EngineThresholds
+from pipeline.errors import DataError
+
+TEMPLATE = "report.html.j2"
+PRINTED = 24
+"""Images that are printed: the most wrong ones."""
+MOST_PICTURES = 2000
+VERDICTS = {
+    "false_reject": "good, failed",
+    "escape": "defective, passed",
+    "found": "defective, failed",
+    "passed": "good, passed",
+}
+POLICY_NAMES = {
+    "good": "from good images alone",
+    "youden": "Youden's point of the ROC curve",
+    "f": "the best F-score",
+    "cost": "the least expected cost",
+    "recall": "a wanted recall",
+}
+GROUP_COLUMNS = ("image_auroc", "recall", "defect_recall", "box_recall")
+CAMERA_COLUMNS = ("image_auroc", "recall", "false_rejects", "box_f")
+SEPARATOR = "\x1f"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All that the report and the JSON say of one bundle on labelled images."""
+
+    bundle: Bundle
+    engine_id: str
+    thresholds: EngineThresholds
+    judged: Sequence[Judged]
+    curves: PixelCurves
+    least_iou: float
+    notes: Sequence[str] = ()
+    pictures: Sequence[bytes] = ()
+    """WebP of each judged image, or none at all."""
+    shown: Range = field(default_factory=lambda: Range(0.0, 1.0))
+    title: str = "Inspection report"
+
+    def tables(self) -> dict[str, Any]:
+        """Figures of all images, by type of defect and by camera."""
+        return {
+            "all": figures(self.judged, self.curves),
+            "types": by_group(self.judged, lambda judged: sorted(judged.image.kinds)),
+            "cameras": by_camera(self.judged),
+        }
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON: figures with intervals, and each image's verdict."""
+        tables = self.tables()
+        confusion = Confusion.of(self.judged)
+        times = sorted(judged.milliseconds for judged in self.judged)
+        return {
+            "bundle": self.bundle.path.name,
+            "sha256": self.bundle.sha256,
+            "engine": self.engine_id,
+            "image_threshold": self.thresholds.image_threshold,
+            "pixel_threshold": self.thresholds.pixel_threshold,
+            "least_iou": self.least_iou,
+            "notes": list(self.notes),
+            "confusion": {name: getattr(confusion, name) for name in Confusion.__slots__},
+            "figures": _plain(tables["all"]),
+            "types": {name: _plain(found) for name, found in tables["types"].items()},
+            "cameras": {name: _plain(found) for name, found in tables["cameras"].items()},
+            "milliseconds": {"median": _at(times, 0.5), "p99": _at(times, 0.99)},
+            "images": [
+                {
+                    "path": str(judged.image.path),
+                    "camera": judged.image.camera,
+                    "defective": judged.image.defective,
+                    "types": sorted(judged.image.kinds),
+                    "failed": judged.failed,
+                    "score": judged.score,
+                    "threshold": judged.threshold,
+                    "boxes": [list(box) for box in judged.boxes],
+                }
+                for judged in self.judged
+            ],
+        }
+
+
+def verdict_of(judged: Judged) -> str:
+    """One of `VERDICTS`."""
+    if judged.image.defective:
+        return "found" if judged.failed else "escape"
+    return "false_reject" if judged.failed else "passed"
+
+
+def write_report(path: Path, evaluation: Evaluation) -> None:
+    """Write the HTML file. Raises `DataError` when it cannot be written."""
+    text = render(evaluation)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}): name another file"
+        ) from error
+
+
+def render(evaluation: Evaluation) -> str:
+    """The page's text."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    tables = evaluation.tables()
+    judged = evaluation.judged
+    times = sorted(each.milliseconds for each in judged)
+    cards, pictures, left_out = _cards(evaluation)
+    counts = Counter(verdict_of(each) for each in judged)
+    types = Counter(kind for each in judged for kind in each.image.kinds)
+    return environment.get_template(TEMPLATE).render(
+        title=evaluation.title,
+        bundle=evaluation.bundle.path and evaluation.bundle,
+        engine=evaluation.engine_id,
+        images=judged,
+        when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=importlib.metadata.version("linewatch"),
+        tiles=_tiles(tables["all"], times),
+        promise=_promise(evaluation),
+        notes=evaluation.notes,
+        charts=_charts(evaluation),
+        confusion=Confusion.of(judged),
+        tables=_tables(tables),
+        least_iou=evaluation.least_iou,
+        training=_training(evaluation.bundle),
+        range={"low": f"{evaluation.shown.low:.3g}", "high": f"{evaluation.shown.high:.3g}"},
+        left_out=left_out,
+        verdicts=[(key, name, counts[key]) for key, name in VERDICTS.items() if counts[key]],
+        types=sorted(types.items()),
+        cameras=sorted({each.image.camera for each in judged}) if tables["cameras"] else [],
+        cards=cards,
+        # Base64 and brackets only: nothing in it ends the script.
+        pictures=Markup(json.dumps(pictures)),
+    )
+
+
+def _tiles(found: dict[str, Figure], times: Sequence[float]) -> list[dict[str, str]]:
+    tiles = []
+    for key in ("image_auroc", "recall", "false_rejects", "defect_recall", "box_f", "au_pro"):
+        if key in found and math.isfinite(found[key].value):
+            cell = _cell(key, found[key])
+            tiles.append({"name": LABELS[key], "value": cell["value"], "more": cell["interval"]})
+    tiles.append(
+        {
+            "name": "Time for an image",
+            "value": f"{_at(times, 0.5):.3g} ms",
+            "more": f"p99 {_at(times, 0.99):.3g} ms, engine and rule",
+        }
+    )
+    return tiles
+
+
+def _promise(evaluation: Evaluation) -> dict[str, Any]:
+    found = evaluation.thresholds
+    confidence = f"{found.confidence:.0%} confidence"
+    bad = ""
+    if found.bad_images:
+        bad = (
+            f"{found.bad_below} of {found.bad_images} defective parts stayed under the threshold: "
+            f"at most {found.escape_bound:.2%} escapes of such defects at {confidence}."
+        )
+    return {
+        "kept": found.false_reject_bound <= Promise().false_reject,
+        "chosen": found.chosen[:1].upper() + found.chosen[1:] + ".",
+        "good": f"{found.above} of {found.images} good parts reached the threshold: at most "
+        f"{found.false_reject_bound:.2%} false rejects of such parts at {confidence}.",
+        "bad": bad,
+        "facts": [
+            ("Image threshold", f"{found.image_threshold:.5g}"),
+            ("Pixel threshold", f"{found.pixel_threshold:.5g}"),
+            ("Chosen by", POLICY_NAMES.get(found.policy, found.policy)),
+            (
+                "Tolerance for each place",
+                f"yes, parts lie within {found.still_px} px" if found.still_px else "no",
+            ),
+        ],
+    }
+
+
+def _charts(evaluation: Evaluation) -> list[dict[str, Any]]:
+    judged, threshold = evaluation.judged, evaluation.thresholds.image_threshold
+    good = [each.score for each in judged if not each.image.defective]
+    bad = [each.score for each in judged if each.image.defective]
+    highest = max([*good, *bad, 2 * threshold])
+    axis = Axis(threshold / 30, highest * 1.05, "score (logarithmic)", logarithmic=True)
+    groups = [("good", "good", good), ("bad", "defective", bad)]
+    charts = [
+        {
+            "svg": Markup(
+                histogram([group for group in groups if group[2]], axis, threshold, title="Scores")
+            ),
+            "caption": "Scores of all images. What lies at or right of the threshold fails; the "
+            "first bar holds all lower scores too.",
+        }
+    ]
+    if good and bad:
+        charts += _ranked_charts(good, bad, threshold)
+    return charts
+
+
+def _ranked_charts(
+    good: Sequence[float], bad: Sequence[float], threshold: float
+) -> list[dict[str, Any]]:
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    labels = np.repeat([0, 1], [len(good), len(bad)])
+    scores = np.concatenate([good, bad])
+    rejected, recalled, _ = roc_curve(labels, scores, drop_intermediate=False)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    confusion_recall = float(np.mean(np.asarray(bad) >= threshold))
+    false_rejects = float(np.mean(np.asarray(good) >= threshold))
+    failed = int((scores >= threshold).sum())
+    share = Axis(0.0, 1.0, "")
+    marks = [(confusion_recall, float(labels[scores >= threshold].mean()), "threshold")]
+    roc = lines(
+        [
+            Line(list(zip(rejected, recalled, strict=True)), "bad"),
+            Line([(0.0, 0.0), (1.0, 1.0)], "chance"),
+        ],
+        Axis(0.0, 1.0, "false rejects"),
+        Axis(0.0, 1.0, "recall"),
+        marks=[(false_rejects, confusion_recall, "threshold")],
+        title="ROC curve",
+    )
+    pr = lines(
+        [Line(list(zip(recall, precision, strict=True)), "third")],
+        Axis(0.0, 1.0, "recall"),
+        Axis(share.low, share.high, "precision"),
+        marks=marks if failed else [],
+        title="Precision and recall",
+    )
+    return [
+        {"svg": Markup(roc), "caption": "ROC curve; the dot is the threshold."},
+        {"svg": Markup(pr), "caption": "Precision over recall; the dot is the threshold."},
+    ]
+
+
+def _tables(tables: dict[str, Any]) -> list[dict[str, Any]]:
+    whole = [
+        {"name": LABELS[key], "cells": [_cell(key, figure)]}
+        for key, figure in tables["all"].items()
+        if math.isfinite(figure.value)
+    ]
+    found = [{"name": "", "columns": ["value"], "rows": whole}]
+    for name, key, columns in (
+        ("By type of defect", "types", GROUP_COLUMNS),
+        ("By camera", "cameras", CAMERA_COLUMNS),
+    ):
+        groups: dict[str, dict[str, Figure]] = tables[key]
+        used = [c for c in columns if any(_known(group, c) for group in groups.values())]
+        if groups and used:
+            rows = [
+                {"name": group, "cells": [_cell(c, figures_.get(c)) for c in used]}
+                for group, figures_ in groups.items()
+            ]
+            found.append({"name": name, "columns": [LABELS[c] for c in used], "rows": rows})
+    return found
+
+
+def _known(group: dict[str, Figure], key: str) -> bool:
+    return key in group and math.isfinite(group[key].value)
+
+
+PERCENT = ("recall", "false_rejects", "escapes", "specificity", "precision", "defect_recall")
+
+
+def _cell(key: str, figure: Figure | None) -> dict[str, str]:
+    if figure is None or not math.isfinite(figure.value):
+        return {"value": "–", "interval": ""}
+
+    def text(value: float) -> str:
+        return f"{value:.1%}" if key in PERCENT else f"{value:.3f}"
+
+    interval = ""
+    if math.isfinite(figure.low):
+        interval = f"{text(figure.low)} to {text(figure.high)}"
+    return {"value": text(figure.value), "interval": interval}
+
+
+def _training(bundle: Bundle) -> dict[str, Any]:
+    about = bundle.provenance
+    settings = about.get("settings", {})
+    versions = ", ".join(f"{k} {v}" for k, v in about.get("versions", {}).items())
+    facts = [
+        ("Network", f"{bundle.variant}, {bundle.in_channels} channel(s)"),
+        ("Scales", ", ".join(map(str, bundle.scales))),
+        ("Good images learnt from", about.get("images")),
+        ("Held out (quantiles)", about.get("held_out")),
+        ("Tiles", ", ".join(map(str, about.get("tiles", [])))),
+        ("Teacher", about.get("teacher")),
+        ("Licence of the teacher", about.get("teacher_licence")),
+        ("Best state chosen by", about.get("validated_on")),
+        ("Steps, batch, seed", _steps(settings)),
+        ("Arithmetic", f"{about.get('compute', '?')} on {about.get('device', '?')}; {versions}"),
+        ("Parent", bundle.parent or "none"),
+    ]
+    return {
+        "facts": [(name, value) for name, value in facts if value not in (None, "")],
+        "charts": _curves(about.get("curves", {})),
+    }
+
+
+def _steps(settings: dict[str, Any]) -> str:
+    if not settings:
+        return ""
+    crops = settings.get("batch", 1) * settings.get("accumulate", 1)
+    return f"{settings.get('steps')} steps of {crops} crops, seed {settings.get('seed')}"
+
+
+def _curves(curves: dict[str, Any]) -> list[dict[str, Any]]:
+    """curves: of each scale, see `models.training`."""
+    css = ("third", "bad", "good")
+    losses, aurocs, kept = [], [], []
+    for number, (scale, curve) in enumerate(curves.items()):
+        name, color = f"scale {scale}", css[number % len(css)]
+        steps = np.linspace(0, curve["steps"], len(curve["loss"]) + 1)[1:].tolist()
+        losses.append(Line(list(zip(steps, curve["loss"], strict=True)), color, name))
+        if curve["auroc"]:
+            points = [(float(step), float(auroc)) for step, auroc in curve["auroc"]]
+            aurocs.append(Line(points, color, name))
+            kept += [(*at, "kept") for at in points if at[0] == curve["kept_step"]]
+    charts = []
+    if losses:
+        values = [max(y, 1e-6) for line in losses for _, y in line.points]
+        x = Axis(0.0, max(x for line in losses for x, _ in line.points), "step")
+        y = Axis(min(values) / 1.1, max(values) * 1.1, "loss", logarithmic=True)
+        charts.append(
+            {"svg": Markup(lines(losses, x, y, title="Loss")), "caption": "Loss of a step."}
+        )
+        if aurocs:
+            y = padded_axis([v for line in aurocs for _, v in line.points], "AUROC")
+            svg = lines(aurocs, x, y, marks=kept, title="Validation")
+            charts.append(
+                {"svg": Markup(svg), "caption": "AUROC of the validations; the dot was kept."}
+            )
+    return charts
+
+
+def _cards(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[str], str]:
+    """The gallery, the pictures that are not in the page itself, and what is not shown."""
+    if not evaluation.pictures:
+        return [], [], "No pictures were made."
+    order = sorted(range(len(evaluation.judged)), key=lambda k: -wrongness(evaluation.judged[k]))
+    cards, pictures = [], []
+    for place, number in enumerate(order[:MOST_PICTURES]):
+        judged = evaluation.judged[number]
+        code = base64.b64encode(evaluation.pictures[number]).decode()
+        source = f"data:image/webp;base64,{code}"
+        printed = place < PRINTED
+        pictures.append("" if printed else source)
+        verdict = verdict_of(judged)
+        kinds = sorted(judged.image.kinds)
+        missed = [d.kind for d, hit in zip(judged.truth, judged.found, strict=True) if not hit]
+        more = ", ".join(kinds)
+        if judged.truth:
+            more += f" · {len(judged.truth) - len(missed)} of {len(judged.truth)} defects boxed"
+        cards.append(
+            {
+                "src": source if printed else "",
+                "printed": printed,
+                "verdict": verdict,
+                "wrong": judged.failed is not judged.image.defective,
+                "types": SEPARATOR.join(kinds),
+                "camera": judged.image.camera,
+                "what": VERDICTS[verdict],
+                "score": f"{judged.score:.3g}",
+                "threshold": f"{judged.threshold:.3g}",
+                "name": judged.image.path.name,
+                "more": more,
+            }
+        )
+    left = len(order) - len(cards)
+    return cards, pictures, f"{left} images that are least wrong are not shown." if left else ""
+
+
+def _plain(found: dict[str, Figure]) -> dict[str, Any]:
+    return {key: figure.plain() for key, figure in found.items()}
+
+
+def _at(ranked: Sequence[float], share: float) -> float:
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else float("nan")
