@@ -256,6 +256,7 @@ def choose_thresholds(
         false_reject_bound=choice.bound,
         confidence=promise.confidence,
         chosen=choice.sentence,
+        wished=promise.false_reject,
         policy=policy.name,
         bad_images=chosen.bad,
         bad_below=chosen.below,
@@ -264,7 +265,9 @@ def choose_thresholds(
         highest=max(*good_scores, *bad_scores, lowest + LOWEST),
     )
     notes = [*material.notes, *chosen.notes, *([how] if how else [])]
-    return thresholds, [*notes, *_outliers(maps, good_scores, choice)]
+    if policy.name == "good":
+        notes += _outliers(maps, good_scores, choice)
+    return thresholds, notes
 
 
 def _outliers(maps: Sequence[GoodMap], scores: Sequence[float], choice: Choice) -> list[str]:

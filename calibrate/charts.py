@@ -13,9 +13,11 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 42
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 42
 TICKS = 5
 HISTOGRAM_BARS = 36
+LETTER_PX = 6.2
+"""Of the legend, about."""
 MOST_POINTS = 400
 """Of a line: more cannot be seen."""
 
@@ -137,11 +139,11 @@ def _frame(x: Axis, y: Axis, body: str, title: str) -> str:
 
 
 def _legend(names: Sequence[tuple[str, str]]) -> str:
-    parts = []
-    for number, (css, name) in enumerate(names):
-        at = TOP + 8 + 16 * number
-        parts.append(f'<rect class="key {css}" x="{LEFT + 10}" y="{at}" width="10" height="10"/>')
-        parts.append(f'<text class="tick" x="{LEFT + 25}" y="{at + 9}">{escape(name)}</text>')
+    parts, at = [], float(LEFT)
+    for css, name in names:
+        parts.append(f'<rect class="key {css}" x="{at:.0f}" y="8" width="10" height="10"/>')
+        parts.append(f'<text class="tick" x="{at + 15:.0f}" y="17">{escape(name)}</text>')
+        at += 32 + LETTER_PX * len(name)
     return "".join(parts)
 
 

@@ -140,14 +140,14 @@ def figures(judged: Sequence[Judged], curves: PixelCurves | None = None) -> dict
     plain = confusion.rates()
     whole = _wholes(confusion)
     result: dict[str, Figure] = {}
-    draws = list(_draws(good, bad))
+    again = draws(good, bad)
     for key in LABELS:
         if key in EXACT:
             result[key] = Figure(plain[key], *exact_interval(*whole[key]))
         elif key in statistics:
             value = statistics[key](everything)
-            drawn = [statistics[key](chosen) for chosen in draws]
-            result[key] = Figure(value, *_middle(drawn))
+            drawn = [statistics[key](chosen) for chosen in again]
+            result[key] = Figure(value, *middle(drawn))
         elif curves is not None and key in ("pixel_auroc", "au_pro") and located:
             value = curves.auroc() if key == "pixel_auroc" else curves.au_pro()
             result[key] = Figure(value, *curves.interval(key, RESAMPLINGS))
@@ -194,7 +194,8 @@ def _wholes(c: Confusion) -> Mapping[str, tuple[int, int]]:
     }
 
 
-def _draws(good: Sequence[int], bad: Sequence[int]) -> list[Indices]:
+def draws(good: Sequence[int], bad: Sequence[int]) -> list[Indices]:
+    """Images drawn again with replacement, each kind among its own, so many times; always alike."""
     rng = np.random.default_rng(0)
     sides = [np.array(side, np.intp) for side in (good, bad) if side]
     return (
@@ -207,7 +208,8 @@ def _draws(good: Sequence[int], bad: Sequence[int]) -> list[Indices]:
     )
 
 
-def _middle(drawn: Sequence[float]) -> tuple[float, float]:
+def middle(drawn: Sequence[float]) -> tuple[float, float]:
+    """The middle 95 % of the finite values; NaN without any."""
     values = np.array(drawn, np.float64)
     values = values[np.isfinite(values)]
     if not values.size:

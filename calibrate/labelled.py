@@ -1,7 +1,8 @@
 """Images that a person has labelled: good ones, and defective ones with masks or boxes.
 
     --good DIR, --good CAMERA=DIR     images of good parts
-    --bad DIR                         defective ones, in DIR or in DIR/TYPE (types of defects)
+    --bad DIR                         defective ones, in DIR or in DIR/TYPE (types of defects); a
+                                      folder that is named as good is not looked at
     --masks DIR                       DIR/TYPE/NAME.png or DIR/NAME.png, NAME_mask.png too
     --boxes DIR                       DIR/NAME.txt, a line `x1 y1 x2 y2 [type]` per defect, pixels
 
@@ -152,8 +153,11 @@ def load_labels(
         for path in list_images(folder)
     ]
     found = []
+    known_good = {_camera_of(text)[1].resolve() for text in good}
     for camera, folder in map(_camera_of, bad):
         for kind, path in _with_types(folder):
+            if path.parent.resolve() in known_good:
+                continue
             found.append(LabelledImage(path, True, camera, (types or {}).get(kind, kind)))
     if masks is not None:
         found = _with_masks(found, masks, notes)

@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,11 @@ from calibrate.evaluation import Judged
 from calibrate.figures import LABELS, Confusion, Figure, by_camera, by_group, figures
 from calibrate.gallery import Range, wrongness
 from calibrate.metrics import PixelCurves
-from calibrate.thresholds import Promise
 from models.bundle import Bundle, EngineThresholds
 from pipeline.errors import DataError
 
 TEMPLATE = "report.html.j2"
-PRINTED = 24
+PRINTED = 21
 """Images that are printed: the most wrong ones."""
 MOST_PICTURES = 2000
 VERDICTS = {
@@ -52,7 +52,7 @@ CAMERA_COLUMNS = ("image_auroc", "recall", "false_rejects", "box_f")
 SEPARATOR = "\x1f"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Evaluation:
     """All that the report and the JSON say of one bundle on labelled images."""
 
@@ -68,6 +68,7 @@ class Evaluation:
     shown: Range = field(default_factory=lambda: Range(0.0, 1.0))
     title: str = "Inspection report"
 
+    @cached_property
     def tables(self) -> dict[str, Any]:
         """Figures of all images, by type of defect and by camera."""
         return {
@@ -78,7 +79,7 @@ class Evaluation:
 
     def plain(self) -> dict[str, Any]:
         """For JSON: figures with intervals, and each image's verdict."""
-        tables = self.tables()
+        tables = self.tables
         confusion = Confusion.of(self.judged)
         times = sorted(judged.milliseconds for judged in self.judged)
         return {
@@ -137,7 +138,7 @@ def render(evaluation: Evaluation) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    tables = evaluation.tables()
+    tables = evaluation.tables
     judged = evaluation.judged
     times = sorted(each.milliseconds for each in judged)
     cards, pictures, left_out = _cards(evaluation)
@@ -145,7 +146,7 @@ def render(evaluation: Evaluation) -> str:
     types = Counter(kind for each in judged for kind in each.image.kinds)
     return environment.get_template(TEMPLATE).render(
         title=evaluation.title,
-        bundle=evaluation.bundle.path and evaluation.bundle,
+        bundle=evaluation.bundle,
         engine=evaluation.engine_id,
         images=judged,
         when=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -195,12 +196,13 @@ def _promise(evaluation: Evaluation) -> dict[str, Any]:
             f"at most {found.escape_bound:.2%} escapes of such defects at {confidence}."
         )
     return {
-        "kept": found.false_reject_bound <= Promise().false_reject,
+        "kept": found.false_reject_bound <= found.wished,
         "chosen": found.chosen[:1].upper() + found.chosen[1:] + ".",
         "good": f"{found.above} of {found.images} good parts reached the threshold: at most "
         f"{found.false_reject_bound:.2%} false rejects of such parts at {confidence}.",
         "bad": bad,
         "facts": [
+            ("Wished for", f"at most {found.wished:.2%} false rejects at {confidence}"),
             ("Image threshold", f"{found.image_threshold:.5g}"),
             ("Pixel threshold", f"{found.pixel_threshold:.5g}"),
             ("Chosen by", POLICY_NAMES.get(found.policy, found.policy)),

@@ -63,6 +63,10 @@ COMMANDS: dict[str, Command] = {
     "config check": Command(
         "pipeline.commands.config_check", "Read a configuration and name every fault in it."
     ),
+    "recipe set": Command(
+        "pipeline.commands.recipe_set", "Change a camera's recipe, and write down when and why."
+    ),
+    "recipe log": Command("pipeline.commands.recipe_log", "Every revision of a camera's recipe."),
     "teacher train": Command(
         "pipeline.commands.teacher_train", "Make the built-in teacher from rendered images."
     ),
@@ -75,6 +79,7 @@ COMMANDS: dict[str, Command] = {
 }
 GROUPS = {
     "config": "Configuration files.",
+    "recipe": "How a camera's maps become verdicts, and every revision of that.",
     "teacher": "The network that students learn from.",
 }
 

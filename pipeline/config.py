@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -163,6 +164,11 @@ class Recipe(Strict):
     zones: tuple[Zone, ...] = ()
 
 
+def _recipe_of(found: object, info: ValidationInfo) -> object:
+    """A recipe, or the name of its file."""
+    return load_recipe(Path(_resolve_path(found, info))) if isinstance(found, str) else found
+
+
 class CameraConfig(Strict):
     source: SourceConfig
     slots: int = Field(default=8, ge=2, le=4096)
@@ -170,7 +176,8 @@ class CameraConfig(Strict):
     """Pace of a recorded or synthetic source; None: as fast as slots come free."""
     on_full: Literal["drop", "wait"] = "drop"
     deadline_ms: PositiveFloat | None = 500.0
-    recipe: Recipe = Recipe()
+    recipe: Annotated[Recipe, BeforeValidator(_recipe_of)] = Recipe()
+    """Written out, or the name of its file (`linewatch recipe set` keeps its history)."""
 
 
 class WorkerConfig(Strict):

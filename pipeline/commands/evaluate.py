@@ -121,7 +121,7 @@ def _display(text: str, thresholds: EngineThresholds) -> Range:
 
 
 def _print(evaluation: Evaluation) -> None:
-    tables = evaluation.tables()
+    tables = evaluation.tables
     table = Table("", "value", "95 %", title=f"{len(evaluation.judged)} images")
     for key, figure in tables["all"].items():
         if math.isfinite(figure.value):
