@@ -143,7 +143,7 @@ class PixelCurves:
         """The middle 95 % of `pixel_auroc` or `au_pro` of images drawn again (bootstrap), those
         with and without defects each among their kind, from histograms of 64 steps per octave.
         """
-        assert self._images, "by_image was not asked for, or no image was added"
+        assert self._images is not None, "by_image was not asked for"
         good = [k for k, image in enumerate(self._images) if not image.regions]
         bad = [k for k, image in enumerate(self._images) if image.regions]
         if not bad:

@@ -57,12 +57,11 @@ def thumb(pixels: NDArray[np.uint8]) -> Thumb:
 
 def near_duplicates(thumbs: Sequence[Thumb | None]) -> list[int]:
     """A number for each image, the same for images that show one part. None: a part of its own."""
-    count = len(thumbs)
-    group = list(range(count))
-    if not count:
+    group = list(range(len(thumbs)))
+    known = [k for k, each in enumerate(thumbs) if each is not None]
+    if not known:
         return group
-    unlike = np.full(THUMB_PX**2, np.inf, np.float32)
-    table = np.stack([unlike if each is None else each for each in thumbs])
+    table = np.stack([each for each in thumbs if each is not None])
     squares = (table**2).mean(axis=1)
 
     def root(k: int) -> int:
@@ -70,13 +69,12 @@ def near_duplicates(thumbs: Sequence[Thumb | None]) -> list[int]:
             k = group[k] = group[group[k]]
         return k
 
-    for k in range(count):
-        if not np.isfinite(squares[k]):
-            continue
-        mean = squares[k] + squares[k + 1 :] - 2 * (table[k + 1 :] @ table[k]) / table.shape[1]
-        for other in np.flatnonzero(mean < NEAR**2):
-            group[root(k + 1 + int(other))] = root(k)
-    return [root(k) for k in range(count)]
+    for at, k in enumerate(known):
+        rest = at + 1
+        apart = squares[at] + squares[rest:] - 2 * (table[rest:] @ table[at]) / table.shape[1]
+        for other in np.flatnonzero(apart < NEAR**2):
+            group[root(known[rest + int(other)])] = root(k)
+    return [root(k) for k in group]
 
 
 def part_scores(scores: Sequence[float], parts: Sequence[str | int]) -> Mapping[str | int, float]:

@@ -17,12 +17,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeline.errors import DataError
 
 MIN_IMAGES = 5
 """Below this nothing can be said: 5 good images bound false rejects at 45 % only."""
 RELATIVE_MARGIN = 1e-3
-"""At least this share above the score that the threshold stands on: other CPUs round otherwise."""
+"""So much above the score that the threshold stands on: other CPUs round otherwise. Where the next
+score is nearer, half of the way to it: the threshold is the order statistic, and no larger one."""
 LOWEST = 0.01
 """No threshold is lower: a tenth of the way from q_a to q_b."""
 
@@ -70,7 +73,12 @@ def choose_threshold(scores: Sequence[float], promise: Promise = Promise()) -> C
     kept = allowed >= 0
     base = ranked[max(allowed, 0)]
     margin = 0.0 if kept else tail_scale(ranked) * max(0.0, -math.log(count * promise.false_reject))
-    threshold = max(base + max(margin, RELATIVE_MARGIN * abs(base)), LOWEST)
+    # Just above the order statistic that the bound allows, and never beyond the next score.
+    margin = max(margin, RELATIVE_MARGIN * abs(base))
+    higher = [score for score in ranked if score > base]
+    if higher:
+        margin = min(margin, (higher[-1] - base) / 2)
+    threshold = max(base + margin, float(np.nextafter(base, np.inf)), LOWEST)
     above = sum(score >= threshold for score in scores)
     bound = upper_bound(above, count, promise.confidence)
     wish = f"at most {promise.false_reject:.2%} false rejects at {promise.confidence:.0%}"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta  # type: ignore[import-untyped]  # scipy has no types
+from numpy.typing import NDArray
+from scipy import stats  # type: ignore[import-untyped]  # scipy has no types
 
 from calibrate.thresholds import (
     LOWEST,
@@ -26,7 +27,9 @@ from pipeline.errors import DataError
 @pytest.mark.parametrize("above", [0, 1, 2, 7])
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
 def test_bound_is_clopper_pearson(count: int, above: int, confidence: float) -> None:
-    expected = 1.0 if above >= count else float(beta.ppf(confidence, above + 1, count - above))
+    expected = (
+        1.0 if above >= count else float(stats.beta.ppf(confidence, above + 1, count - above))
+    )
     assert upper_bound(above, count, confidence) == pytest.approx(expected, rel=1e-9)
 
 
@@ -145,3 +148,59 @@ def test_equal_scores(scores: list[float]) -> None:
     choice = choose_threshold(scores)
     assert choice.above == 0
     assert choice.threshold == pytest.approx(max(LOWEST, 1.001 * scores[0]))
+
+
+DRAWS = 1000
+KNOWN = {
+    "normal": stats.norm(5, 1),
+    "heavy-tailed": stats.t(3, loc=10),
+    "bimodal": None,
+    "discrete": stats.nbinom(5, 0.3, loc=1),
+}
+
+
+def bimodal(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    high = rng.random(count) < 0.02
+    return np.where(high, rng.normal(9, 0.5, count), rng.normal(3, 0.5, count))
+
+
+def rejected_above(name: str, threshold: float) -> float:
+    """The true share of good images with a score of at least the threshold."""
+    law = KNOWN[name]
+    if law is None:
+        return float(
+            0.02 * stats.norm.sf(threshold, 9, 0.5) + 0.98 * stats.norm.sf(threshold, 3, 0.5)
+        )
+    if name == "discrete":
+        return float(law.sf(math.ceil(threshold) - 1))
+    return float(law.sf(threshold))
+
+
+@pytest.mark.parametrize("count", [598, 1200])
+@pytest.mark.parametrize("name", list(KNOWN))
+def test_the_promise_holds_on_known_distributions_by_the_exact_order_statistic(
+    name: str, count: int
+) -> None:
+    """In at most 5 % of fresh draws (and binomial noise) the true rate is over the promise."""
+    promise = Promise(0.005, 0.95)
+    allowed = allowed_above(count, promise)
+    rng = np.random.default_rng(0)
+    broken = 0
+    for _ in range(DRAWS):
+        law = KNOWN[name]
+        scores = bimodal(rng, count) if law is None else law.rvs(count, random_state=rng)
+        choice = choose_threshold(scores.tolist(), promise)
+        ranked = np.sort(scores)[::-1]
+        base = ranked[allowed]
+        # The lowest threshold that lets this score pass: the next one fails.
+        assert choice.threshold > base
+        assert choice.threshold <= base * 1.0011
+        assert choice.above == int((ranked > base).sum())
+        if name != "discrete":
+            assert choice.above == allowed
+        broken += rejected_above(name, choice.threshold) > promise.false_reject
+    noise = 3 * math.sqrt(DRAWS * 0.05 * 0.95)
+    assert broken <= 0.05 * DRAWS + noise
+    if name != "discrete":  # nor is it bought with blindness: as often as the bound allows
+        exactly = DRAWS * float(stats.binom.cdf(allowed, count, promise.false_reject))
+        assert broken >= exactly - 3.5 * math.sqrt(exactly)
