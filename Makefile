@@ -14,14 +14,15 @@ PYTHON ?=
 TORCH_INDEX ?=
 ARGS ?=
 
-.PHONY: help setup demo test deeppcb clean
+.PHONY: help setup demo test deeppcb magnetic clean
 
 help:
 	@echo "make demo      set up, then train, calibrate and run a rendered line; figures in demo-out/"
 	@echo "make test      set up, then ruff, mypy --strict and all tests"
-	@echo "make deeppcb   set up, then train and replay the DeepPCB line from LINEWATCH_DATA"
+	@echo "make deeppcb   set up, then train, calibrate, replay and report on boards of LINEWATCH_DATA"
+	@echo "make magnetic  set up, then train, calibrate and report on tiles of LINEWATCH_DATA"
 	@echo "make setup     set up only: .venv with linewatch and its pinned dependencies"
-	@echo "make clean     remove .venv, caches and what demo and deeppcb wrote"
+	@echo "make clean     remove .venv, caches and what demo, deeppcb and magnetic wrote"
 	@echo
 	@echo "Choices: PYTHON=..., TORCH_INDEX=..., ARGS=...; the top of the Makefile explains them."
 
@@ -42,6 +43,9 @@ test: $(STAMP)
 
 deeppcb: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/deeppcb_line.sh $(ARGS)
+
+magnetic: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/magnetic_tile.sh $(ARGS)
 
 $(STAMP): pyproject.toml configs/constraints.txt
 	@set -e; \
@@ -72,4 +76,4 @@ $(STAMP): pyproject.toml configs/constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out deeppcb-out
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-out deeppcb-out magnetic-out

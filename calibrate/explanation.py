@@ -28,6 +28,8 @@ class Place:
     score: float
     cells: int
     zone: str
+    least_px: int
+    """The minimum area there."""
     survives: bool
     """Whether it is large enough."""
     fails: bool
@@ -73,18 +75,22 @@ def explain(seen: Seen, rule: DecisionRule, engine: str) -> Explanation:
         box_fraction=recipe.box_fraction,
         spread_px=recipe.spread_px,
     )
-    least = max(recipe.min_area_px, 1)
-    places = [
-        Place(
-            box_xyxy=group.box_xyxy,
-            score=group.peak_score,
-            cells=group.area_px // CELL_AREA_PX,
-            zone=_zone_at(recipe, judged.frame_hw, _peak_cell(seen.scores, group.box_xyxy)),
-            survives=group.area_px >= least,
-            fails=group.area_px >= least and group.peak_score >= rule.image_threshold,
+    places = []
+    for group in groups:
+        cell = _peak_cell(seen.scores, group.box_xyxy)
+        least = recipe.min_area_px if rule.min_areas is None else int(rule.min_areas[cell])
+        survives = group.area_px >= least
+        places.append(
+            Place(
+                box_xyxy=group.box_xyxy,
+                score=group.peak_score,
+                cells=group.area_px // CELL_AREA_PX,
+                zone=_zone_at(recipe, judged.frame_hw, cell),
+                least_px=least,
+                survives=survives,
+                fails=survives and group.peak_score >= rule.image_threshold,
+            )
         )
-        for group in groups
-    ]
     surviving = [place for place in places if place.survives]
     steps = [
         ("map", f"raw peak {judged.raw_peak:.4g} by {engine}"),
@@ -100,7 +106,7 @@ def explain(seen: Seen, rule: DecisionRule, engine: str) -> Explanation:
             f"{int(over.sum())} cells at or over {rule.pixel_threshold:.4g}, "
             f"in {len(groups)} place(s)",
         ),
-        ("minimum area", f"{len(surviving)} place(s) of at least {recipe.min_area_px} px"),
+        ("minimum area", f"{len(surviving)} place(s) are large enough"),
         (
             "image threshold",
             f"{sum(place.fails for place in places)} place(s) at or over "
@@ -128,9 +134,8 @@ def _because(
         return f"decided at the pixel threshold: the highest score {peak:.4g} stays under it"
     if not surviving:
         return (
-            f"decided at the minimum area: the largest of {len(places)} place(s) has "
-            f"{max(place.cells for place in places) * CELL_AREA_PX} px of the "
-            f"{rule.recipe.min_area_px} that count"
+            f"decided at the minimum area: the highest of {len(places)} place(s) has "
+            f"{places[0].cells * CELL_AREA_PX} px of the {places[0].least_px} that count there"
         )
     best = surviving[0]
     share = best.score / rule.image_threshold

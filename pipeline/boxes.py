@@ -19,7 +19,7 @@ def find_defects(
     scores: NDArray[np.float32],
     *,
     frame_hw: tuple[int, int],
-    min_area_px: int,
+    min_area_px: int | NDArray[np.int64],
     merge_px: int,
     box_fraction: float,
     spread_px: int,
@@ -34,8 +34,8 @@ def find_defects(
         spans the cells above this share of its defect's peak, and each side that is not the frame's
         own moves inwards by so many pixels, as long as a cell's width is left.
 
-    Defects under `min_area_px` (flagged cells times 16) are left out. Ties: in reading order of
-    their first cells.
+    Defects under `min_area_px` (flagged cells times 16) are left out. As an array (n,), one for
+    each flagged cell, that of a defect's peak counts. Ties: in reading order of their first cells.
     """
     where = np.flatnonzero(flagged)
     if where.size == 0:
@@ -64,7 +64,13 @@ def find_defects(
     shrink = np.minimum(spread_px, np.maximum(0, (end - begin - MAP_STRIDE) // 2))
     left, top = np.where(begin > 0, begin + shrink, begin)
     right, bottom = np.where(end < np.array([[width], [height]]), end - shrink, end)
-    kept = np.flatnonzero(area >= max(min_area_px, 1))
+    least = np.ones(count, np.int64)
+    if not isinstance(min_area_px, int):
+        highest = np.flatnonzero(scores == peak[group])[::-1]
+        least[group[highest]] = min_area_px[highest]
+    else:
+        least[:] = min_area_px
+    kept = np.flatnonzero(area >= np.maximum(least, 1))
     first = np.empty(count, np.int64)
     first[group[::-1]] = where[::-1]  # of equal indices the last one assigned stays
     kept = kept[np.lexsort((first[kept], -peak[kept]))]

@@ -16,7 +16,6 @@ from typing import Annotated, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -131,6 +130,8 @@ class Zone(Strict):
     polygon: tuple[Point, ...] = Field(min_length=3)
     threshold_factor: PositiveFloat = 1.0
     """Defects in this zone need this many times the threshold (include zones only)."""
+    min_area_px: int | None = Field(default=None, ge=0)
+    """Defects with their peak in this zone must be so large; None: as the recipe says."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -141,10 +142,12 @@ class Zone(Strict):
             for (x0, y0), (x1, y1) in pairs
         ):
             raise ValueError("a polygon with an area: at least three corners not on one line")
-        if self.mode == "exclude" and self.threshold_factor != 1.0:
+        if self.mode == "exclude" and (
+            self.threshold_factor != 1.0 or self.min_area_px is not None
+        ):
             raise ValueError(
-                "no threshold_factor in an exclude zone, where nothing is inspected; "
-                "write `mode: include`, or leave the factor out"
+                "no threshold_factor or min_area_px in an exclude zone, where nothing is "
+                "inspected; write `mode: include`, or leave them out"
             )
         return self
 
@@ -164,11 +167,6 @@ class Recipe(Strict):
     zones: tuple[Zone, ...] = ()
 
 
-def _recipe_of(found: object, info: ValidationInfo) -> object:
-    """A recipe, or the name of its file."""
-    return load_recipe(Path(_resolve_path(found, info))) if isinstance(found, str) else found
-
-
 class CameraConfig(Strict):
     source: SourceConfig
     slots: int = Field(default=8, ge=2, le=4096)
@@ -176,8 +174,8 @@ class CameraConfig(Strict):
     """Pace of a recorded or synthetic source; None: as fast as slots come free."""
     on_full: Literal["drop", "wait"] = "drop"
     deadline_ms: PositiveFloat | None = 500.0
-    recipe: Annotated[Recipe, BeforeValidator(_recipe_of)] = Recipe()
-    """Written out, or the name of its file (`linewatch recipe set` keeps its history)."""
+    recipe: Recipe = Recipe()
+    """In a YAML file it may be the name of a file too (`linewatch recipe set` keeps its history)."""
 
 
 class WorkerConfig(Strict):
@@ -218,7 +216,18 @@ def load(path: Path) -> LineConfig:
     """The configuration in a YAML file. Raises `ConfigError` that lists every fault in it."""
     from pipeline.configfile import read_model  # the stages load no YAML
 
-    return read_model(path, LineConfig, {"folder": path.absolute().parent})
+    folder = path.absolute().parent
+    return read_model(
+        path, LineConfig, {"folder": folder}, lambda root: _read_recipes(root, folder)
+    )
+
+
+def _read_recipes(root: object, folder: Path) -> None:
+    """Put the recipes in the place of the names of their files."""
+    cameras = root.get("cameras") if isinstance(root, dict) else None
+    for camera in cameras.values() if isinstance(cameras, dict) else ():
+        if isinstance(camera, dict) and isinstance(camera.get("recipe"), str):
+            camera["recipe"] = load_recipe(folder / camera["recipe"]).model_dump()
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -10,7 +10,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,13 +22,20 @@ from pipeline.yamlfile import Document, Fault, KeyPath, Value, describe, dotted,
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_model(path: Path, model: type[Model], context: Mapping[str, object]) -> Model:
+def read_model(
+    path: Path,
+    model: type[Model],
+    context: Mapping[str, object],
+    prepare: Callable[[Value], None] = lambda root: None,
+) -> Model:
     """The file as a `model`, validated strictly with the pydantic `context` given.
 
+    prepare: may change what was read, in place, before it is validated.
     Raises `ConfigError` that lists every fault as `FILE:LINE: KEY: found ..., expected ...`.
     """
     document = parse(path)
     faults = set(document.faults)
+    prepare(document.root)
     try:
         result = model.model_validate(document.root, context=dict(context))
         if not faults:

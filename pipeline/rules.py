@@ -6,7 +6,8 @@ Line, calibration and explain all call `DecisionRule.decide`, in these steps:
    (EfficientAD, section 3.4); in a zone with factor f the score is divided by f, and where the
    bundle learned a tolerance t for the place (`calibrate.places`), by t / 255.
 2. Cells outside the inspected zones do not count.
-3. Cells at or over `pixel_threshold` form defects; those of at least `min_area_px` survive.
+3. Cells at or over `pixel_threshold` form defects; those of at least `min_area_px` survive, a
+   zone's own where the peak lies in such a zone.
 4. `image_score` is the highest score that survives, 0 where nothing does.
 5. The frame fails if and only if `image_score >= image_threshold`.
 """
@@ -83,6 +84,7 @@ class DecisionRule:
                 f"the zones of the recipe leave nothing to inspect of a {frame_hw[1]}x{frame_hw[0]}"
                 " frame: check the polygons"
             )
+        self.min_areas = zone_min_areas(recipe, frame_hw)
         self._inspected = None if inspected.all() else inspected
         self._uniform = bool((self.factors[inspected] == 1.0).all())
         self._raw_thresholds = self._raw(self.pixel_threshold)
@@ -146,7 +148,7 @@ class DecisionRule:
             over.view(np.uint8),
             score,
             frame_hw=self.frame_hw,
-            min_area_px=self.recipe.min_area_px,
+            min_area_px=self.recipe.min_area_px if self.min_areas is None else self.min_areas[over],
             merge_px=self.recipe.merge_px,
             box_fraction=self.recipe.box_fraction,
             spread_px=self.recipe.spread_px,
@@ -180,6 +182,17 @@ def zone_factors(recipe: Recipe, frame_hw: tuple[int, int]) -> NDArray[np.float3
             )
         factors[_centres_inside(zone.polygon, frame_hw)] = factor
     return factors
+
+
+def zone_min_areas(recipe: Recipe, frame_hw: tuple[int, int]) -> NDArray[np.int64] | None:
+    """int64 (h, w): the minimum area of a defect whose peak is there; None: the same everywhere."""
+    if all(zone.min_area_px is None for zone in recipe.zones):
+        return None
+    areas = np.full(map_hw(*frame_hw), recipe.min_area_px, np.int64)
+    for zone in recipe.zones:
+        least = recipe.min_area_px if zone.min_area_px is None else zone.min_area_px
+        areas[_centres_inside(zone.polygon, frame_hw)] = least
+    return areas
 
 
 def inspected_pixels(recipe: Recipe, frame_hw: tuple[int, int]) -> NDArray[np.bool_]:

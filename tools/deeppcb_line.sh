@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The main job on real boards: train on tiles of good images, calibrate, make a recording of
-# 1280x1280 frames out of test images, and replay it on two cameras; twice, which must agree.
+# 1280x1280 frames out of test images, and replay it on two cameras; twice, which must agree. Then
+# look at all test images: a report to open in a browser.
 #
 #     tools/deeppcb_line.sh [OUT]        OUT: deeppcb-out by default; data: $LINEWATCH_DATA or
 #                                        ../shared/data
@@ -22,7 +23,10 @@ boards="--set augment.mirror=true --set augment.quarter_turns=true --set precede
 # shellcheck disable=SC2086
 trained=$($linewatch train "$data/train/good" --steps 4000 --set accumulate=2 $boards --out "$out/bundles" --json | $python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])')
 echo "trained: $trained"
-$linewatch calibrate "$trained" --good "$data/val/good" --json >"$out/calibration.json"
+types=1=open,2=short,3=mousebite,4=spur,5=copper,6=pin-hole
+$linewatch recipe set "$out/boards.yaml" box_fraction=0.2 --reason "chosen on val: boxes as drawn"
+$linewatch calibrate "$trained" --good "$data/val/good" --bad "$data/val/defect" \
+    --boxes "$data/boxes" --types "$types" --recipe "$out/boards.yaml" --json >"$out/calibration.json"
 bundle=$($python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])' <"$out/calibration.json")
 echo "calibrated: $bundle"
 
@@ -46,3 +50,7 @@ PYTHON
 
 $linewatch replay "$data/test/good" "$data/test/defect" --bundle "$bundle" --out "$out/images.jsonl"
 $python -m tools.auroc "$out/images.jsonl" --least 0.98
+$linewatch evaluate "$bundle" --good "$data/test/good" --bad "$data/test/defect" \
+    --boxes "$data/boxes" --types "$types" --recipe "$out/boards.yaml" \
+    --title "DeepPCB boards" --report "$out/report.html" --json >"$out/evaluation.json"
+echo "report: $out/report.html"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from calibrate.calibration import Material, calibrate, choose_thresholds
+from calibrate.labelled import Defect, LabelledImage
 from calibrate.scores import GoodMap, raw_maps
 from calibrate.thresholds import Promise
 from models.bundle import Bundle, Calibration
@@ -213,3 +215,71 @@ def test_unfit_images_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(RuntimeUnavailable, match="'tensorrt' found"):
         calibrate(bundle.path, [], runtimes=["tensorrt"], out_dir=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def bad_maps(count: int, seed: int = 5) -> tuple[list[GoodMap], list[LabelledImage]]:
+    """Good maps with a square of 4x4 cells, 0.3 high and with a skirt, and its true box."""
+    maps, labels = [], []
+    for k, found in enumerate(normal_maps(count, seed)):
+        found.raw_map[2:8, 4:10] = np.maximum(found.raw_map[2:8, 4:10], 0.2)
+        found.raw_map[3:7, 5:9] = 0.4
+        maps.append(found)
+        box = Defect("spot", (18, 10, 34, 26))
+        labels.append(LabelledImage(Path(f"{k}.png"), True, kind="spot", boxes=(box,)))
+    return maps, labels
+
+
+def test_boxes_of_defects_set_the_outline() -> None:
+    good = normal_maps(60)
+    bad, labels = bad_maps(12)
+    material = Material(good, range(60), bad, range(12), labels)
+    plain, _ = choose_thresholds(Material.of_good(good), CALIBRATION, Recipe(), Promise())
+    recipe = Recipe(box_fraction=0.0, merge_px=0)
+    drawn, notes = choose_thresholds(material, CALIBRATION, recipe, Promise())
+    assert "best F-score of boxes at IoU 0.33, 1.000" in notes[-1]
+    assert drawn.image_threshold == plain.image_threshold
+    assert drawn.pixel_threshold <= drawn.image_threshold
+    assert [drawn.bad_images, drawn.bad_below] == [12, 0]
+    assert drawn.escape_bound == pytest.approx(1 - 0.05 ** (1 / 12))
+    assert drawn.highest == pytest.approx(0.1 * (0.4 - 0.1) / 0.02, rel=1e-4)
+
+
+def test_masks_of_defects_set_the_outline(tmp_path: Path) -> None:
+    bad, labels = bad_maps(12)
+    masked = []
+    for k, (found, label) in enumerate(zip(bad, labels, strict=True)):
+        mask = np.zeros(found.frame_hw, np.uint8)
+        mask[10:26, 18:34] = 255
+        cv2.imwrite(str(tmp_path / f"{k}.png"), mask)
+        masked.append(dataclasses.replace(label, boxes=None, mask=tmp_path / f"{k}.png"))
+    material = Material(normal_maps(60), range(60), bad, range(12), masked)
+    drawn, notes = choose_thresholds(material, CALIBRATION, Recipe(), Promise())
+    assert "best F-score over pixels" in notes[-1]
+    # The square is 1.5 as a score and its skirt 0.5: the threshold tells them apart.
+    assert 0.4 < drawn.pixel_threshold <= 1.5
+
+
+def test_images_of_one_part_count_once(images: list[Path], bundle: Bundle, tmp_path: Path) -> None:
+    """Each image twice, with a little noise the second time: as many parts as before."""
+    rng = np.random.default_rng(0)
+    frames: list[NDArray[np.uint8]] = []
+    for path in images[:8]:
+        frame = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)[:, :, None]
+        noisy = np.clip(frame + rng.normal(0, 0.4, frame.shape).round(), 0, 255)
+        frames += [frame, noisy.astype(np.uint8)]
+    notes: list[str] = []
+    path = calibrate(bundle.path, frames, runtimes=["torch"], out_dir=tmp_path, note=notes.append)
+    assert Bundle.load(path).thresholds("torch/f32").images == 8
+    assert "16 good images show 8 parts" in notes[0]
+
+
+def test_part_ids_in_names_group_images(bundle: Bundle, images: list[Path], tmp_path: Path) -> None:
+    named = []
+    for k, path in enumerate(images):
+        copy = tmp_path / f"part{k // 2}_view{k % 2}.png"
+        copy.write_bytes(path.read_bytes())
+        named.append(copy)
+    path = calibrate(
+        bundle.path, named, runtimes=["torch"], out_dir=tmp_path, part_pattern=r"part(\d+)_"
+    )
+    assert Bundle.load(path).thresholds("torch/f32").images == len(images) // 2

@@ -226,3 +226,24 @@ def test_a_part_passes_only_when_every_view_does(views: list[tuple[Label, Reason
     label, _ = part_label(views)
     assert (label is Label.PASS) == (bool(views) and all(view == OK for view in views))
     assert (label is Label.FAIL) == (DEFECT in views)
+
+
+def test_a_zone_has_its_own_minimum_area_and_the_peak_decides_which_zone() -> None:
+    dusty = zone(rectangle(0, 0, 39, 63), "include") | {"min_area_px": 48}
+    clean = zone(rectangle(40, 0, 79, 63), "include") | {"min_area_px": 0}
+    both = rule(min_area_px=32, zones=[dusty, clean])
+    assert both.decide(raw(r3c5=9, r3c6=9)).label is Label.PASS
+    assert both.decide(raw(r3c5=9, r3c6=9, r3c7=9)).label is Label.FAIL
+    assert both.decide(raw(r3c15=9)).label is Label.FAIL
+    # Across the border: cells 9 and 10 lie on either side of it.
+    assert both.decide(raw(r3c9=9, r3c10=8)).label is Label.PASS
+    assert both.decide(raw(r3c9=8, r3c10=9)).label is Label.FAIL
+    one = rule(min_area_px=32, zones=[zone(rectangle(0, 0, 79, 63), "include"), clean])
+    assert one.decide(raw(r3c5=9)).label is Label.PASS
+    assert one.decide(raw(r3c5=9, r3c6=9)).label is Label.FAIL
+    assert one.decide(raw(r3c15=9)).label is Label.FAIL
+
+
+def test_an_exclude_zone_has_no_minimum_area() -> None:
+    with pytest.raises(ValueError, match="in an exclude zone"):
+        recipe(zones=[zone(rectangle(0, 0, 9, 9)) | {"min_area_px": 5}])
