@@ -175,7 +175,7 @@ class CameraConfig(Strict):
     on_full: Literal["drop", "wait"] = "drop"
     deadline_ms: PositiveFloat | None = 500.0
     recipe: Recipe = Recipe()
-    """In a YAML file it may be the name of a file too (`linewatch recipe set` keeps its history)."""
+    """In a YAML file it may be the name of one (`linewatch recipe set` keeps its history)."""
 
 
 class WorkerConfig(Strict):

@@ -2,8 +2,7 @@
 
 Run by `python -m tools.bench accuracy`. For each data set, settings are fixed here (`PLANS`); they
 were chosen on `val`. Every seed trains from nothing. Thresholds are those of `linewatch calibrate`
-on val's good images, half of which also chose the state that is kept: the sets have no more. Test
-images meet the detector once.
+on one half of val; the other half chose the state that is kept. Test images meet the detector once.
 """
 
 from __future__ import annotations
@@ -21,36 +20,26 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from calibrate.boxes_eval import RIGHT_IOU, f_score
 from calibrate.calibration import calibrate
-from calibrate.metrics import (
-    PixelCurves,
-    at_pixels,
-    box_peak,
-    image_auroc,
-    interval,
-    recall_at,
-)
-from calibrate.scores import raw_maps
+from calibrate.evaluation import Judge, Seen
+from calibrate.labelled import Labels
+from calibrate.metrics import box_peak, image_auroc, interval, recall_at
 from calibrate.thresholds import Promise
 from models.augment import Augmentation
 from models.bundle import Bundle
 from models.images import read_image
 from models.references import save_detector
-from models.runtimes import engine_of, open_runtime
+from models.runtimes import open_runtime
 from models.settings import TrainingSettings
 from models.teacher import Teacher
 from models.training import train
 from models.untrained import untrained_model
 from models.validation import ValidationImages
-from pipeline.boxes import iou
 from pipeline.commands.progress import progress_bar
 from pipeline.config import Recipe
-from pipeline.rules import DecisionRule, Thresholds
-from pipeline.types import Label
-from tools.image_sets import BadImage, ImageSet, load_set
+from tools.image_sets import ImageSet, halves, load_set
 
-RIGHT_IOU = 0.33
-"""DeepPCB's own measure of a box."""
 TOY_BLUR_SIGMA = 2.0
 TOY_MEDIAN_PX = 41
 
@@ -93,7 +82,6 @@ PLANS = {
 }
 PROMISE = Promise(false_reject=0.02, confidence=0.5)
 """Rather more than not: 100 good images of val cannot promise much more than this."""
-PIXEL_QUANTILE = 0.999
 
 
 @dataclass(slots=True)
@@ -101,7 +89,7 @@ class Looked:
     """Raw results of one detector on the test images."""
 
     good: list[float]
-    """Highest raw map value of each good image."""
+    """Highest score of each good image."""
     bad: list[float]
     bad_kinds: list[list[str]]
     """Of each defective image: what is in it."""
@@ -175,13 +163,16 @@ def run_seed(
 ) -> tuple[Looked, dict[str, Any]]:
     """Train, calibrate and look at the test images; results and how they came about."""
     begun = time.monotonic()
+    choosing, calibrating = halves(images.val)
     trained = train(
         images.train,
         variant,
         channels=1,
         settings=plan.settings,
         teacher=teacher,
-        validation=ValidationImages(images.val_good, [bad.path for bad in images.val_bad]),
+        validation=ValidationImages(
+            [image.path for image in choosing.good], [image.path for image in choosing.bad]
+        ),
         cache_dir=work / "tiles",
         device=device,
         progress=report,
@@ -198,14 +189,14 @@ def run_seed(
     )
     calibrated = calibrate(
         bundle,
-        list(images.val_good),
+        calibrating.good,
+        bad=calibrating.bad,
         recipe=plan.recipe,
         promise=PROMISE,
-        pixel_quantile=PIXEL_QUANTILE,
         out_dir=work / "bundles",
         progress=lambda done, total: report("calibrate", done, total),
     )
-    looked = look(calibrated, images.test_good, images.test_bad, plan.recipe, report)
+    looked = look(calibrated, images.test, plan.recipe, report)
     about = {
         "minutes": minutes,
         "kept_steps": {scale: fit.kept_step for scale, fit in trained.fits.items()},
@@ -214,70 +205,38 @@ def run_seed(
     return looked, about
 
 
-def look(
-    bundle_path: Path,
-    good: Sequence[Path],
-    bad: Sequence[BadImage],
-    recipe: Recipe,
-    report: Report,
-) -> Looked:
+def look(bundle_path: Path, labels: Labels, recipe: Recipe, report: Report) -> Looked:
     """Images through the engine and the rule that serve."""
     bundle = Bundle.load(bundle_path)
     runtime = open_runtime(bundle)
-    curves = PixelCurves()
     looked = Looked([], [], [], [], 0, 0, [], 0, 0, float("nan"), float("nan"))
-    chosen = bundle.thresholds(engine_of(runtime.engine_id))
-    thresholds = Thresholds(
-        bundle.calibration.q_a,
-        bundle.calibration.q_b,
-        chosen.image_threshold,
-        chosen.pixel_threshold,
-    )
-    truths: list[BadImage | None] = [*[None] * len(good), *bad]
     try:
-        for number, truth in enumerate(truths):
-            path = good[number] if truth is None else truth.path
-            (seen,) = raw_maps(runtime, [path], bundle.in_channels, recipe)
-            rule = DecisionRule(thresholds, recipe, seen.frame_hw)
-            decision = rule.decide(seen.raw_map)
-            failed = decision.label is Label.FAIL
-            pixels = at_pixels(seen.raw_map, *seen.frame_hw)
-            # In a failed frame fainter places are boxed too; here each box is to be right.
-            least = decision.image_threshold
-            boxes = [d.box_xyxy for d in decision.defects if failed and d.peak_score >= least]
-            looked.boxes += len(boxes)
-            if truth is None:
-                looked.good.append(decision.raw_peak)
-                looked.good_failed += failed
-                curves.add(pixels)
-            else:
-                _take(looked, truth, len(looked.bad), seen.raw_map, boxes)
-                looked.bad.append(decision.raw_peak)
-                looked.bad_failed += failed
-                curves.add(pixels, truth.truth(*seen.frame_hw))
-            report("look at test images", number + 1, len(truths))
+        judge = Judge(bundle, runtime, {"": recipe}, least_iou=RIGHT_IOU)
+        images = labels.images
+        for seen in judge.judge(images, lambda k, n: report("look at test images", k, n)):
+            _take(looked, seen)
     finally:
         runtime.close()
-    looked.pixel_auroc, looked.au_pro = curves.auroc(), curves.au_pro()
+    looked.pixel_auroc, looked.au_pro = judge.curves.auroc(), judge.curves.au_pro()
     return looked
 
 
-def _take(
-    looked: Looked,
-    truth: BadImage,
-    number: int,
-    raw_map: NDArray[np.float32],
-    boxes: Sequence[tuple[int, int, int, int]],
-) -> None:
-    looked.bad_kinds.append(sorted(truth.kinds))
-    free = list(boxes)
-    for defect in truth.defects:
-        looked.peaks.append((number, defect.kind, box_peak(raw_map, defect.box_xyxy)))
-        looked.defects_failed.append(any(_touch(box, defect.box_xyxy) for box in boxes))
-        best = max(free, key=lambda box: iou(box, defect.box_xyxy), default=None)
-        if best is not None and iou(best, defect.box_xyxy) > RIGHT_IOU:
-            free.remove(best)  # each box is right once
-            looked.found += 1
+def _take(looked: Looked, seen: Seen) -> None:
+    judged = seen.judged
+    looked.boxes += len(judged.boxes)
+    peak = float(seen.scores.max())
+    if not judged.image.defective:
+        looked.good.append(peak)
+        looked.good_failed += judged.failed
+        return
+    for defect in judged.truth:
+        where = len(looked.bad)
+        looked.peaks.append((where, defect.kind, box_peak(seen.scores, defect.box_xyxy)))
+        looked.defects_failed.append(any(_touch(box, defect.box_xyxy) for box in judged.boxes))
+    looked.found += len(judged.matches)
+    looked.bad.append(peak)
+    looked.bad_failed += judged.failed
+    looked.bad_kinds.append(sorted(judged.image.kinds))
 
 
 def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
@@ -323,7 +282,8 @@ def toy_auroc(images: ImageSet) -> float:
         return float(cv2.absdiff(cv2.medianBlur(grey, TOY_MEDIAN_PX), blurred).max())
 
     return image_auroc(
-        [score(path) for path in images.test_good], [score(bad.path) for bad in images.test_bad]
+        [score(image.path) for image in images.test.good],
+        [score(image.path) for image in images.test.bad],
     )
 
 
@@ -388,6 +348,4 @@ def _spread(values: Sequence[float]) -> list[float]:
 
 
 def _f_score(looked: Looked) -> float:
-    recall = looked.found / max(1, len(looked.peaks))
-    precision = looked.found / max(1, looked.boxes)
-    return 2 * recall * precision / max(1e-9, recall + precision)
+    return f_score(looked.found, looked.boxes, len(looked.peaks))

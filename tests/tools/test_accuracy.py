@@ -17,7 +17,7 @@ from tools.accuracy import Looked, figures, print_table, toy_auroc
 from tools.bench import main
 from tools.image_sets import TILE_TYPES, load_set
 
-COUNTS = {"train": 6, "val": 6, "test": 5}
+COUNTS = {"train": 6, "val": 12, "test": 5}
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +59,16 @@ def hash_of(folder: Path) -> int:
 
 def test_sets_are_read_with_their_truth(data: Path) -> None:
     boards = load_set(data, "deeppcb")
-    assert (len(boards.train), len(boards.val_good), len(boards.test_good)) == (6, 6, 5)
-    (defect,) = boards.test_bad[0].defects
+    assert (len(boards.train), len(boards.val.good), len(boards.test.good)) == (6, 12, 5)
+    truth = boards.test.bad[0].truth((96, 112))
+    (defect,) = truth.defects
     assert (defect.kind, defect.box_xyxy) == ("short", (50, 40, 62, 52))
-    assert boards.test_bad[0].truth(96, 112).sum() == 144
+    assert truth.mask.sum() == 144
     tiles = load_set(data, "magnetic_tile")
-    assert [sorted(bad.kinds) for bad in tiles.val_bad] == [[kind] for kind in TILE_TYPES]
-    assert [len(bad.defects) for bad in tiles.val_bad] == [1, 1, 1, 0, 1]
-    assert tiles.val_bad[0].truth(96, 112).sum() == 144
+    assert [sorted(bad.kinds) for bad in tiles.val.bad] == [[kind] for kind in TILE_TYPES]
+    truths = [bad.truth((96, 112)) for bad in tiles.val.bad]
+    assert [len(truth.defects) for truth in truths] == [1, 1, 1, 0, 1]
+    assert truths[0].mask.sum() == 144
     with pytest.raises(DataError, match="not there"):
         load_set(data / "no", "deeppcb")
 
