@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from calibrate.metrics import image_auroc
 from pipeline.boxes import finds, iou
-from pipeline.types import Defect, Label, Verdict
+from pipeline.types import Label, Verdict
 
 Box = tuple[int, int, int, int]
 RIGHT_IOU = 0.33
@@ -86,11 +86,6 @@ def score_against_truth(
         image_auroc=image_auroc(good, bad),
         missed=tuple(missed),
     )
-
-
-def shown_boxes(defects: Sequence[Defect], image_threshold: float) -> list[Box]:
-    """Boxes that fail the frame by themselves: in a failed frame fainter places are boxed too."""
-    return [defect.box_xyxy for defect in defects if defect.peak_score >= image_threshold]
 
 
 def matched(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calibrate.boxes_eval import matched, shown_boxes
+from calibrate.boxes_eval import matched
 from calibrate.labelled import Defect, LabelledImage
 from calibrate.metrics import PixelCurves, at_pixels
 from calibrate.scores import raw_map_of
@@ -42,7 +42,7 @@ class Judged:
     raw_peak: float
     threshold: float
     boxes: tuple[Box, ...]
-    """That fail the image."""
+    """As the line publishes them; none of an image that passes."""
     truth: tuple[Defect, ...]
     matches: Mapping[int, int]
     """{true defect: box} at the chosen IoU."""
@@ -134,7 +134,7 @@ class Judge:
                 self.curves.add(at_pixels(np.maximum(scores, 0), height, width), found.mask)
                 self.located += 1
         failed = decision.label is Label.FAIL
-        boxes = shown_boxes(decision.defects, decision.image_threshold) if failed else []
+        boxes = [defect.box_xyxy for defect in decision.defects] if failed else []
         wanted = [defect.box_xyxy for defect in truth]
         judged = Judged(
             image=image,

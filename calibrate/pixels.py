@@ -1,9 +1,10 @@
 """The pixel threshold where it is known where defects are: what outlines them best.
 
 With masks: the score with the best F-score over pixels of the defective images. With boxes: of a
-row of thresholds the one with the best F-score over boxes (`calibrate.boxes_eval.matched`), made by
-the one decision rule. Never above the image threshold, where a box that fails the part would be
-left without pixels.
+row of thresholds the one with the best F-score over boxes (`calibrate.boxes_eval.matched`), as the
+line would publish them: all places over the pixel threshold of an image that fails, none of one
+that passes. Never above the image threshold, where a box that fails the part would be left without
+pixels.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from calibrate.boxes_eval import f_score, matched, shown_boxes
+from calibrate.boxes_eval import f_score, matched
 from calibrate.labelled import LabelledImage
 from calibrate.metrics import PixelCurves, at_pixels
 from calibrate.scores import GoodMap, Scorer
@@ -64,7 +65,8 @@ def pixel_threshold(
         for k in known:
             found = maps[k]
             decision = rules.rule(found).decide(found.raw_map)
-            boxes = shown_boxes(decision.defects, at_most)
+            failed = decision.image_score >= at_most
+            boxes = [defect.box_xyxy for defect in decision.defects] if failed else []
             defects = labels[k].truth(found.frame_hw).defects
             found_all += len(matched(boxes, [defect.box_xyxy for defect in defects]))
             boxes_all += len(boxes)

@@ -26,7 +26,8 @@ echo "trained: $trained"
 types=1=open,2=short,3=mousebite,4=spur,5=copper,6=pin-hole
 $linewatch recipe set "$out/boards.yaml" box_fraction=0.2 --reason "chosen on val: boxes as drawn"
 $linewatch calibrate "$trained" --good "$data/val/good" --bad "$data/val/defect" \
-    --boxes "$data/boxes" --types "$types" --recipe "$out/boards.yaml" --json >"$out/calibration.json"
+    --boxes "$data/boxes" --types "$types" --recipe "$out/boards.yaml" \
+    --false-rejects 0.02 --confidence 0.5 --json >"$out/calibration.json"
 bundle=$($python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])' <"$out/calibration.json")
 echo "calibrated: $bundle"
 
