@@ -1,8 +1,8 @@
 """The bundle: all that a station loads, as an immutable directory named by its own hash. No torch.
 
     <variant>-<first 12 hex of the manifest's SHA-256>/
-        manifest.json        schema, detector kind, variant, channels, scales, stride, provenance,
-                             parent, and the SHA-256 of each other file
+        manifest.json        schema, detector kind, variant, channels, scales, global branch or not,
+                             stride, provenance, parent, and the SHA-256 of each other file
         weights.safetensors  a detector's parameters and buffers, float32
         calibration.json     map quantiles; per `runtime/precision` the thresholds and how sure
         reference.npz        padded uint8 crops and the raw maps that an engine must give for them
@@ -79,6 +79,7 @@ class Bundle:
     variant: str
     in_channels: int
     scales: tuple[int, ...]
+    global_branch: bool
     provenance: Mapping[str, Any]
     parent: str | None
     calibration: Calibration
@@ -120,6 +121,7 @@ class Bundle:
             variant=manifest["variant"],
             in_channels=manifest["in_channels"],
             scales=tuple(manifest["scales"]),
+            global_branch=manifest["global_branch"],
             provenance=manifest["provenance"],
             parent=manifest["parent"],
             calibration=parse_calibration(path, _read_checked(path, CALIBRATION, files)),
@@ -135,12 +137,24 @@ class Bundle:
             raise BundleError(
                 f"{self.path / WEIGHTS}: not safetensors ({error}): {RESTORE}"
             ) from error
-        check_weights(weights, self.variant, self.in_channels, self.scales)
+        check_weights(
+            weights,
+            self.variant,
+            self.in_channels,
+            self.scales,
+            global_branch=self.global_branch,
+        )
         return weights
 
     def graph(self) -> FusedGraph:
         """The fused graph of the detector (see `models.fused`)."""
-        return fuse(self.weights(), self.variant, self.in_channels, self.scales)
+        return fuse(
+            self.weights(),
+            self.variant,
+            self.in_channels,
+            self.scales,
+            global_branch=self.global_branch,
+        )
 
     def references(self) -> list[Reference]:
         """At least one crop with the map that every engine must reproduce."""
@@ -198,6 +212,7 @@ def write_bundle(
     calibration: Calibration,
     references: Sequence[Reference],
     precedents: Precedents | None = None,
+    global_branch: bool = False,
     parent: str | None = None,
 ) -> Path:
     """Write a bundle into `out_dir` and return its directory. The same content, the same name.
@@ -205,7 +220,7 @@ def write_bundle(
     parent: SHA-256 of the bundle that this one was recalibrated from. Raises `BundleError` for
     weights, calibration or references that `Bundle.load` would refuse.
     """
-    check_weights(weights, variant, in_channels, scales)
+    check_weights(weights, variant, in_channels, scales, global_branch=global_branch)
     check_calibration(calibration, "calibration")
     check_references(references, in_channels, "references")
     arrays: dict[str, NDArray[Any]] = {}
@@ -225,6 +240,7 @@ def write_bundle(
         "variant": variant,
         "in_channels": in_channels,
         "scales": list(scales),
+        "global_branch": global_branch,
         "provenance": dict(provenance),
         "parent": parent,
     }
@@ -254,6 +270,7 @@ def recalibrated(
         "variant": bundle.variant,
         "in_channels": bundle.in_channels,
         "scales": list(bundle.scales),
+        "global_branch": bundle.global_branch,
         "provenance": dict(bundle.provenance),
         "parent": bundle.sha256,
     }

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from models.global_branch import GlobalBranch
 from models.pdn import PDN, feature_channels
 from models.variants import FRAME_MARGIN_PX, MARGIN_PX, map_hw
 
@@ -68,17 +69,26 @@ class StudentTeacher(nn.Module):
 
 
 class Detector(nn.Module):
-    """A `StudentTeacher` for each scale; the raw map is the mean of theirs.
+    """A `StudentTeacher` for each scale; the raw map is the mean of theirs. With a global branch
+    (`models.global_branch`) it is half of that and half of the branch's map.
 
     Scale 1 is the frame, scale 2 the averages of its 2x2 squares: there the network sees 66 px, and
     faint wide defects stand out of the grain. As the paper averages its local and global maps.
     """
 
-    def __init__(self, variant: str, in_channels: int, scales: Sequence[int] = (1,)) -> None:
+    def __init__(
+        self,
+        variant: str,
+        in_channels: int,
+        scales: Sequence[int] = (1,),
+        *,
+        global_branch: bool = False,
+    ) -> None:
         super().__init__()
         self.variant = variant
         self.in_channels = in_channels
         self.scales = tuple(scales)
+        self.whole = GlobalBranch(variant, in_channels) if global_branch else None
         self.pairs = nn.ModuleList(StudentTeacher(variant, in_channels) for _ in scales)
         for pair in self.pairs[1:]:
             pair.teacher = self.pairs[0].teacher
@@ -91,6 +101,15 @@ class Detector(nn.Module):
 
     def forward(self, padded: torch.Tensor) -> torch.Tensor:
         """uint8 [N, H + 64, W + 64, in_channels] -> raw map float32 [N, ceil(H/4), ceil(W/4)]."""
+        local = self.local_map(padded)
+        if self.whole is None:
+            return local
+        inside = slice(FRAME_MARGIN_PX, -FRAME_MARGIN_PX)
+        whole: torch.Tensor = self.whole(padded[:, inside, inside], self.pair(self.scales[0]))
+        return (local + whole) / 2
+
+    def local_map(self, padded: torch.Tensor) -> torch.Tensor:
+        """As `forward`, without the global branch: the mean of the scales' maps."""
         both = 2 * FRAME_MARGIN_PX
         rows, columns = map_hw(padded.shape[1] - both, padded.shape[2] - both)
         maps = []

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from models.errors import BundleError
 from models.variants import FRAME_MARGIN_PX, SCALES, STRIDE, VARIANTS
+from models.whole import WholeGraph, whole_graph, whole_shapes
 
 Weights = Mapping[str, NDArray[np.float32]]
 """A `Detector`'s state: `teacher.conv1.weight`, ..., `input_mean`, `input_std`, and for each scale
@@ -64,6 +65,8 @@ class FusedGraph:
     offset: NDArray[np.float32]
     """[in_channels], whole numbers 0..255."""
     branches: tuple[FusedBranch, ...]
+    whole: WholeGraph | None = None
+    """The global branch, which looks at the frame beside these."""
 
     def strips(self, map_rows: int, padded_columns: int, at_most_bytes: int) -> tuple[Strip, ...]:
         """Strips whose largest intermediate tensor, in float32, stays within a bound."""
@@ -114,9 +117,18 @@ def strips(map_rows: int, at_most: int) -> tuple[Strip, ...]:
     return tuple(Strip(start, start + height) for start in starts)
 
 
-def check_weights(weights: Weights, variant: str, in_channels: int, scales: Sequence[int]) -> None:
+def check_weights(
+    weights: Weights,
+    variant: str,
+    in_channels: int,
+    scales: Sequence[int],
+    *,
+    global_branch: bool = False,
+) -> None:
     """Raise `BundleError` unless the tensors are exactly those of the detector, and finite."""
     expected = weight_shapes(variant, in_channels, scales)
+    if global_branch:
+        expected |= whole_shapes(variant, in_channels)
     for name in sorted(expected.keys() | weights.keys()):
         found = tuple(weights[name].shape) if name in weights else "none"
         wanted = expected.get(name, "none")
@@ -164,14 +176,20 @@ def weight_shapes(
 
 
 def fuse(
-    weights: Weights, variant: str, in_channels: int, scales: Sequence[int] = (1,)
+    weights: Weights,
+    variant: str,
+    in_channels: int,
+    scales: Sequence[int] = (1,),
+    *,
+    global_branch: bool = False,
 ) -> FusedGraph:
     """Fold a detector. Raises `BundleError` when the weights are not the variant's."""
-    check_weights(weights, variant, in_channels, scales)
+    check_weights(weights, variant, in_channels, scales, global_branch=global_branch)
     mean_px = 255.0 * weights["input_mean"].astype(np.float64)
     offset = np.clip(np.rint(mean_px), 0, 255)
     branches = (_branch(weights, variant, scale, len(scales), offset) for scale in scales)
-    return FusedGraph(variant, in_channels, offset.astype(np.float32), tuple(branches))
+    whole = whole_graph(weights, variant, in_channels) if global_branch else None
+    return FusedGraph(variant, in_channels, offset.astype(np.float32), tuple(branches), whole)
 
 
 def _branch(

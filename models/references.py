@@ -22,6 +22,7 @@ from models.fused import Weights
 from models.precedents import Precedents
 from models.tiles import pad_frame
 from models.variants import FRAME_MARGIN_PX, GRID_PX, RECEPTIVE_FIELD_PX
+from models.whole import PREFIX
 
 CROP_PX = 96
 """Side of a reference crop without margin; smaller frames give smaller crops."""
@@ -65,6 +66,8 @@ def weights_of(model: Detector) -> dict[str, NDArray[np.float32]]:
         for name, tensor in model.pair(scale).state_dict().items():
             shared = name.startswith(("teacher.", "input_"))
             tensors[name if shared else f"scale{scale}.{name}"] = tensor
+    if model.whole is not None:
+        tensors |= {f"{PREFIX}{name}": tensor for name, tensor in model.whole.state_dict().items()}
     return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
 
 
@@ -93,6 +96,7 @@ def save_detector(
         calibration=Calibration(q_a, q_b, {}),
         references=make_references(model, frames),
         precedents=precedents,
+        global_branch=model.whole is not None,
     )
 
 

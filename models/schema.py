@@ -116,6 +116,7 @@ def parse_manifest(path: Path, data: bytes) -> dict[str, Any]:
         "variant": (str,),
         "in_channels": (int,),
         "scales": (list,),
+        "global_branch": (bool,),
         "stride": (int,),
         "provenance": (dict,),
         "parent": (str, type(None)),

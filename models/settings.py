@@ -54,6 +54,9 @@ class TrainingSettings:
     """How often each student is validated on the way; its best state is kept. 0: the last is."""
     precedents: bool = False
     """Look suspicions up among the training images: for boards and prints, that repeat exactly."""
+    global_branch: bool = False
+    """Look at the whole frame at 256x256 too: for what is missing, misplaced or too much."""
+    global_steps: int = 2000
     held_out: float = 0.2
     q_a: float = 0.9
     q_b: float = 0.995
@@ -93,6 +96,7 @@ def check_settings(settings: TrainingSettings) -> None:
         "good_weight": 0 <= settings.good_weight < math.inf,
         "penalty": 0 <= settings.penalty < math.inf,
         "seed": settings.seed >= 0,
+        "global_steps": settings.global_steps >= 1,
         "stride": settings.stride >= 0,
         "mask": settings.mask in MASKS,
         "mask_threshold": 0 <= settings.mask_threshold <= 1,

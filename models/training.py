@@ -29,16 +29,18 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from models.compute import channels_last, compute_type, seeded
-from models.efficientad import Detector, StudentTeacher
+from models.efficientad import Detector
 from models.errors import DataError
 from models.fit import Companions, Fit, fit_student
-from models.images import guess_channels, read_image
+from models.global_branch import Window, fit_global, set_affine, shrunk_images
+from models.images import guess_channels
+from models.measure import map_quantiles, measure_teacher
 from models.penalty import PenaltySource
 from models.precedents import Precedents, choose_images, learn_coarse
 from models.settings import TrainingSettings, check_settings
 from models.student import begin_student
 from models.teacher import Teacher, load_builtin_teacher
-from models.tiles import Tile, TileSet, build_tiles, pad_frame, tile_grid
+from models.tiles import TileSet, build_tiles
 from models.validation import (
     MOST_IMAGES,
     Validate,
@@ -46,13 +48,9 @@ from models.validation import (
     on_drawn_defects,
     on_images,
 )
-from models.variants import FRAME_MARGIN_PX, STRIDE
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
-MAX_STATISTICS_TILES = 48
-MAX_QUANTILE_TILES = 32
-MAX_QUANTILE_VALUES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +84,7 @@ def train(
     settings: TrainingSettings | None = None,
     teacher: Teacher | None = None,
     inspected: NDArray[np.bool_] | None = None,
+    window: Window | None = None,
     validation: ValidationImages | None = None,
     penalty_images: Sequence[Path] = (),
     cache_dir: Path | None = None,
@@ -98,6 +97,7 @@ def train(
 
     channels: 1, 3, or None for what the images show. teacher: None takes the built-in one of the
     variant. inspected: bool (H, W), when all images have this size and only a part counts.
+    window: of the global branch, when the engine is given a part of the frame only.
     validation: images that choose the best state; without, drawn defects do. penalty_images: see
     `models.penalty`. state_dir: where the training's state is kept; `resume` goes on from it, if it
     is one of the same images, settings and teacher. device: of torch.
@@ -111,7 +111,9 @@ def train(
     teacher = teacher or load_builtin_teacher(variant, channels)
     learn, held_out = split(images, settings)
     with seeded(settings.seed):
-        model = Detector(teacher.net.variant, channels, settings.scales)
+        model = Detector(
+            teacher.net.variant, channels, settings.scales, global_branch=settings.global_branch
+        )
     tiles: list[TileSet] = []
     for scale in settings.scales:
         tiles.append(
@@ -173,6 +175,9 @@ def train(
             f"map quantiles {q_a:g} and {q_b:g} of the held-out images found, expected finite and "
             "rising ones: are all good images the same flat picture?"
         )
+    global_losses = _fit_global(
+        model, learn, held_out, settings, local=(q_a, q_b), window=window, report=report
+    )
     model.cpu()
     losses = [loss for fit in fits.values() for loss in fit.losses]
     provenance = {
@@ -193,6 +198,7 @@ def train(
         "device": device,
         "last_loss": round(float(np.mean(losses[-100:])), 6),
         "validated_on": _validated_on(validation, validates[0]),
+        "global_loss": global_losses[-1] if global_losses else None,
         "curves": {str(scale): _curve(fit) for scale, fit in fits.items()},
     }
     states = [each.state for each in companions if each.state is not None]
@@ -253,6 +259,37 @@ def _fit_students(
     return dict(zip(settings.scales, fitted, strict=True))
 
 
+def _fit_global(
+    model: Detector,
+    learn: Sequence[Path],
+    held_out: Sequence[Path],
+    settings: TrainingSettings,
+    *,
+    local: tuple[float, float],
+    window: Window | None,
+    report: Progress,
+) -> list[float]:
+    """Train the global branch, if there is one, and bring its map to the local one's quantiles."""
+    if model.whole is None:
+        return []
+    pair = model.pair(model.scales[0])
+
+    def small(paths: Sequence[Path]) -> NDArray[np.uint16]:
+        return shrunk_images(paths, model.in_channels, window, partial(report, "shrink images"))
+
+    losses = fit_global(
+        model.whole,
+        pair,
+        small(learn),
+        steps=settings.global_steps,
+        seed=settings.seed,
+        progress=partial(report, "train global branch"),
+    )
+    shares = settings.q_a, settings.q_b
+    set_affine(model.whole, pair, small(held_out), shares=shares, local=local)
+    return losses
+
+
 def _validated_on(validation: ValidationImages | None, validate: Validate | None) -> str:
     if validate is None:
         return "nothing: the last state was kept"
@@ -300,98 +337,6 @@ def split(images: Sequence[Path], settings: TrainingSettings) -> tuple[list[Path
     chosen = set(np.random.default_rng(settings.seed).permutation(len(images))[:count].tolist())
     learn = [path for k, path in enumerate(images) if k not in chosen]
     return learn, [images[k] for k in sorted(chosen)]
-
-
-@torch.inference_mode()
-def measure_teacher(model: StudentTeacher, tiles: TileSet, seed: int, report: Progress) -> None:
-    """Set `feature_mean` and `feature_std` to those of the teacher over the training tiles.
-
-    Each tile's mean and squared deviations from it, in float64, merged exactly (Chan, Golub and
-    LeVeque 1979). At most 48 tiles, drawn by the seed: 200,000 cells of 256 px tiles.
-    """
-    count = 0
-    device = model.feature_mean.device
-    mean = torch.zeros(model.feature_mean.shape, dtype=torch.float64, device=device)
-    squares = torch.zeros_like(mean)
-    chosen = _some(len(tiles), MAX_STATISTICS_TILES, seed)
-    for done, index in enumerate(chosen, start=1):
-        counted = torch.from_numpy(tiles.inspected_cells(int(index)))
-        if not bool(counted.any()):
-            continue
-        x = model.normalise(_as_batch(tiles[index]).to(device))
-        features = model.teacher(x)[0, :, counted.to(device)].double()
-        cells, tile_mean = features.shape[1], features.mean(dim=1)
-        gap = tile_mean - mean
-        squares += ((features - tile_mean[:, None]) ** 2).sum(dim=1)
-        squares += gap**2 * (count * cells / (count + cells))
-        mean += gap * (cells / (count + cells))
-        count += cells
-        report("measure teacher", done, len(chosen))
-    deviation = (squares / count).sqrt()
-    if not bool(torch.isfinite(deviation).all()) or float(deviation.max()) == 0.0:
-        raise DataError(
-            "a teacher whose outputs do not vary over the good images found, expected textured "
-            "images: are they all of one flat tone?"
-        )
-    model.feature_mean.copy_(mean)
-    # A channel that hardly varies on good images must not turn rounding into anomalies.
-    model.feature_std.copy_(deviation.clamp_min(0.05 * float(deviation.median())))
-
-
-@torch.inference_mode()
-def map_quantiles(
-    model: Detector,
-    images: Sequence[Path],
-    inspected: NDArray[np.bool_] | None,
-    settings: TrainingSettings,
-    report: Progress,
-) -> tuple[float, float]:
-    """The raw map's values at `q_a` and `q_b` over tiles of held-out images, where inspected.
-
-    At most 32 tiles and 2^22 values, drawn by the seed (`torch.quantile` refuses over 2^24).
-    """
-    device = next(model.parameters()).device
-    places = []
-    for path in images:
-        height, width = read_image(path, model.in_channels).shape[:2]
-        for tile in tile_grid(height, width, settings.tile):
-            cells = _inspected_cells(inspected, tile)
-            if cells.any():
-                places.append((path, tile, cells))
-    chosen = _some(len(places), MAX_QUANTILE_TILES, settings.seed)
-    maps = []
-    for done, index in enumerate(chosen, start=1):
-        path, tile, cells = places[index]
-        padded = pad_frame(read_image(path, model.in_channels), FRAME_MARGIN_PX)
-        both = 2 * FRAME_MARGIN_PX
-        rows, columns = tile.top + tile.height + both, tile.left + tile.width + both
-        piece = _as_batch(padded[tile.top : rows, tile.left : columns])
-        maps.append(model(piece.to(device))[0].cpu().numpy()[cells])
-        report("measure quantiles", done, len(chosen))
-    values = np.concatenate(maps)
-    if values.size > MAX_QUANTILE_VALUES:
-        values = values[_some(values.size, MAX_QUANTILE_VALUES, settings.seed)]
-    low, high = np.quantile(values, [settings.q_a, settings.q_b])
-    return float(low), float(high)
-
-
-def _inspected_cells(inspected: NDArray[np.bool_] | None, tile: Tile) -> NDArray[np.bool_]:
-    rows, columns = (slice(place.start, place.stop) for place in tile.cells)
-    if inspected is None:
-        return np.ones((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
-    return inspected[::STRIDE, ::STRIDE][rows, columns]
-
-
-def _as_batch(tile: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(np.array(tile)[None])  # a copy: torch wants to own writable memory
-
-
-def _some(total: int, at_most: int, seed: int) -> NDArray[np.int64]:
-    """All indices, or `at_most` of them by the seed, in rising order."""
-    if total <= at_most:
-        return np.arange(total)
-    rng = np.random.default_rng([seed, 2])
-    return np.sort(rng.choice(total, at_most, replace=False))
 
 
 def _sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.compute import seeded
 from models.efficientad import Detector, at_scale
 from models.references import reference_map, save_detector
 from models.tiles import pad_frame
@@ -24,10 +25,12 @@ def untrained_model(
     *,
     seed: int = 0,
     noise: float = 0.05,
+    global_branch: bool = False,
 ) -> Detector:
     """A random teacher with unit feature statistics on textured frames; student noise relative."""
     generator = torch.Generator().manual_seed(seed)
-    model = Detector(variant, in_channels, scales)
+    with seeded(seed):
+        model = Detector(variant, in_channels, scales, global_branch=global_branch)
     frames = [textured_frame(96, 96, in_channels, seed=k) for k in range(2)]
     pixels = torch.from_numpy(np.stack([pad_frame(frame, FRAME_MARGIN_PX) for frame in frames]))
     with torch.no_grad():
@@ -54,9 +57,10 @@ def untrained_bundle(
     scales: Sequence[int] = (1,),
     *,
     seed: int = 0,
+    global_branch: bool = False,
 ) -> Path:
     """A bundle of `untrained_model`, with map quantiles and references but no thresholds."""
-    model = untrained_model(variant, in_channels, scales, seed=seed)
+    model = untrained_model(variant, in_channels, scales, seed=seed, global_branch=global_branch)
     frames = [textured_frame(128, 160, in_channels, seed=k) for k in range(2)]
     padded = [pad_frame(frame, FRAME_MARGIN_PX) for frame in frames]
     values = np.concatenate([reference_map(model, frame).ravel() for frame in padded])

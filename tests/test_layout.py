@@ -55,10 +55,15 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
     ("pipeline.supervisor", ("models", *STAGES, *COMMANDS), (), ()),
     *[
         (f"models.{name}", ("torch", "openvino"), (), ())
-        for name in ("variants", "fused", "bundle", "schema", "errors", "runtimes.base")
+        for name in ("variants", "fused", "whole", "bundle", "schema", "errors", "runtimes.base")
     ],
-    ("models.runtimes", ("torch",), (), ("models.runtimes.torch_",)),
-    ("models.runtimes", ("openvino",), (), ("models.runtimes.openvino_",)),
+    ("models.runtimes", ("torch",), (), ("models.runtimes.torch_", "models.runtimes.whole_torch")),
+    (
+        "models.runtimes",
+        ("openvino",),
+        (),
+        ("models.runtimes.openvino_", "models.runtimes.whole_openvino"),
+    ),
     ("models.pdn", ("models.efficientad", "models.training", "models.bundle"), (), ()),
     ("models.efficientad", ("models.training", "models.bundle", "models.runtimes"), (), ()),
     ("models.bundle", ("models.runtimes",), (), ()),

@@ -3,8 +3,9 @@
 1. `auto` takes the fastest row that this machine can run and that the bundle has thresholds for.
 2. The row's module is imported (nothing imports torch or openvino before that) and opened.
 3. Without thresholds for its `runtime/precision` the engine is refused: they are not portable.
-4. It must reproduce the bundle's reference maps (`models.runtimes.parity`).
-5. Where the bundle brings its training images, suspicions are looked up (`models.precedents`).
+4. A global branch runs beside it (`models.whole`).
+5. It must reproduce the bundle's reference maps (`models.runtimes.parity`).
+6. Where the bundle brings its training images, suspicions are looked up (`models.precedents`).
 """
 
 from __future__ import annotations
@@ -79,6 +80,11 @@ def open_runtime(
     if bundle is None or runtime == "null":
         return engine
     try:
+        whole = bundle.graph().whole if bundle.global_branch else None
+        if whole is not None:
+            from models.runtimes.with_whole import WithWhole
+
+            engine = WithWhole(engine, whole, threads)
         if not calibrating:
             bundle.thresholds(engine_of(engine.engine_id))
         check_parity(engine, bundle, shapes)

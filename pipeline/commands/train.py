@@ -36,6 +36,7 @@ from pipeline.training_config import (
     load_training,
     settings_of,
 )
+from pipeline.window import inspected_window
 
 REFERENCE_FRAMES = 2
 YAML = (".yaml", ".yml")
@@ -225,6 +226,7 @@ def _train(
         settings=settings,
         teacher=load_teacher(Path(config.teacher), channels) if config.teacher else None,
         inspected=_inspected(config, paths),
+        window=_window(config, paths),
         validation=validation,
         penalty_images=penalty_images,
         cache_dir=cache,
@@ -315,6 +317,15 @@ def _inspected(config: TrainingConfig, paths: list[Path]) -> NDArray[np.bool_] |
         return None
     height, width = read_image(paths[0]).shape[:2]
     return inspected_pixels(load_recipe(Path(config.recipe)), (height, width))
+
+
+def _window(config: TrainingConfig, paths: list[Path]) -> tuple[int, int, int, int] | None:
+    """What of a frame the engine will be given on the line, for the global branch."""
+    if config.recipe is None:
+        return None
+    height, width = read_image(paths[0]).shape[:2]
+    found = inspected_window(load_recipe(Path(config.recipe)), (height, width))
+    return found.top, found.left, found.bottom, found.right
 
 
 def _tell(

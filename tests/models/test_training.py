@@ -15,17 +15,12 @@ import torch
 from models.efficientad import hard_feature_loss
 from models.errors import DataError
 from models.images import read_image
+from models.measure import map_quantiles, measure_teacher
 from models.references import reference_map
 from models.settings import TrainingSettings, check_settings
 from models.teacher import Teacher
 from models.tiles import build_tiles, pad_frame
-from models.training import (
-    TrainedDetector,
-    map_quantiles,
-    measure_teacher,
-    split,
-    train,
-)
+from models.training import TrainedDetector, split, train
 from models.untrained import textured_frame, untrained_model
 from models.variants import FRAME_MARGIN_PX
 

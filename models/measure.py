@@ -1,0 +1,115 @@
+"""What is measured on good images: the teacher's channel statistics, and the map's quantiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.efficientad import Detector, StudentTeacher
+from models.errors import DataError
+from models.images import read_image
+from models.settings import TrainingSettings
+from models.tiles import Tile, TileSet, pad_frame, tile_grid
+from models.variants import FRAME_MARGIN_PX, STRIDE
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done, of how many)."""
+MAX_STATISTICS_TILES = 48
+MAX_QUANTILE_TILES = 32
+MAX_QUANTILE_VALUES = 1 << 22
+
+
+@torch.inference_mode()
+def measure_teacher(model: StudentTeacher, tiles: TileSet, seed: int, report: Progress) -> None:
+    """Set `feature_mean` and `feature_std` to those of the teacher over the training tiles.
+
+    Each tile's mean and squared deviations from it, in float64, merged exactly (Chan, Golub and
+    LeVeque 1979). At most 48 tiles, drawn by the seed: 200,000 cells of 256 px tiles.
+    """
+    count = 0
+    device = model.feature_mean.device
+    mean = torch.zeros(model.feature_mean.shape, dtype=torch.float64, device=device)
+    squares = torch.zeros_like(mean)
+    chosen = some(len(tiles), MAX_STATISTICS_TILES, seed)
+    for done, index in enumerate(chosen, start=1):
+        counted = torch.from_numpy(tiles.inspected_cells(int(index)))
+        if not bool(counted.any()):
+            continue
+        x = model.normalise(as_batch(tiles[index]).to(device))
+        features = model.teacher(x)[0, :, counted.to(device)].double()
+        cells, tile_mean = features.shape[1], features.mean(dim=1)
+        gap = tile_mean - mean
+        squares += ((features - tile_mean[:, None]) ** 2).sum(dim=1)
+        squares += gap**2 * (count * cells / (count + cells))
+        mean += gap * (cells / (count + cells))
+        count += cells
+        report("measure teacher", done, len(chosen))
+    deviation = (squares / count).sqrt()
+    if not bool(torch.isfinite(deviation).all()) or float(deviation.max()) == 0.0:
+        raise DataError(
+            "a teacher whose outputs do not vary over the good images found, expected textured "
+            "images: are they all of one flat tone?"
+        )
+    model.feature_mean.copy_(mean)
+    # A channel that hardly varies on good images must not turn rounding into anomalies.
+    model.feature_std.copy_(deviation.clamp_min(0.05 * float(deviation.median())))
+
+
+@torch.inference_mode()
+def map_quantiles(
+    model: Detector,
+    images: Sequence[Path],
+    inspected: NDArray[np.bool_] | None,
+    settings: TrainingSettings,
+    report: Progress,
+) -> tuple[float, float]:
+    """The local map's values at `q_a` and `q_b` over tiles of held-out images, where inspected.
+
+    At most 32 tiles and 2^22 values, drawn by the seed (`torch.quantile` refuses over 2^24).
+    """
+    device = next(model.parameters()).device
+    places = []
+    for path in images:
+        height, width = read_image(path, model.in_channels).shape[:2]
+        for tile in tile_grid(height, width, settings.tile):
+            cells = _inspected_cells(inspected, tile)
+            if cells.any():
+                places.append((path, tile, cells))
+    chosen = some(len(places), MAX_QUANTILE_TILES, settings.seed)
+    maps = []
+    for done, index in enumerate(chosen, start=1):
+        path, tile, cells = places[index]
+        padded = pad_frame(read_image(path, model.in_channels), FRAME_MARGIN_PX)
+        both = 2 * FRAME_MARGIN_PX
+        rows, columns = tile.top + tile.height + both, tile.left + tile.width + both
+        piece = as_batch(padded[tile.top : rows, tile.left : columns])
+        maps.append(model.local_map(piece.to(device))[0].cpu().numpy()[cells])
+        report("measure quantiles", done, len(chosen))
+    values = np.concatenate(maps)
+    if values.size > MAX_QUANTILE_VALUES:
+        values = values[some(values.size, MAX_QUANTILE_VALUES, settings.seed)]
+    low, high = np.quantile(values, [settings.q_a, settings.q_b])
+    return float(low), float(high)
+
+
+def _inspected_cells(inspected: NDArray[np.bool_] | None, tile: Tile) -> NDArray[np.bool_]:
+    rows, columns = (slice(place.start, place.stop) for place in tile.cells)
+    if inspected is None:
+        return np.ones((rows.stop - rows.start, columns.stop - columns.start), np.bool_)
+    return inspected[::STRIDE, ::STRIDE][rows, columns]
+
+
+def as_batch(tile: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(np.array(tile)[None])  # a copy: torch wants to own writable memory
+
+
+def some(total: int, at_most: int, seed: int) -> NDArray[np.int64]:
+    """All indices, or `at_most` of them by the seed, in rising order."""
+    if total <= at_most:
+        return np.arange(total)
+    rng = np.random.default_rng([seed, 2])
+    return np.sort(rng.choice(total, at_most, replace=False))

@@ -1,0 +1,53 @@
+"""The global branch by OpenVINO on the CPU, float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+
+from models.variants import MARGIN_PX
+from models.whole import SIDE_PX, Floats, Layer, WholeGraph
+
+
+def open_whole(graph: WholeGraph, threads: int) -> Any:
+    """See `models.runtimes.with_whole.InferWhole`."""
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    side = SIDE_PX + 2 * MARGIN_PX
+    small = op.parameter([1, graph.in_channels, SIDE_PX, SIDE_PX], np.float32)
+    padded = op.parameter([1, graph.in_channels, side, side], np.float32)
+    difference = op.subtract(_through(small, graph.autoencoder), _through(padded, graph.student))
+    squared = op.multiply(difference, difference)
+    whole_map = op.reduce_mean(squared, np.array([0, 1]), False)
+    model = ov.Model([whole_map], [small, padded], "global branch")
+    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+
+    def infer(planes: Floats, with_margin: Floats) -> Floats:
+        request.infer([planes, with_margin])
+        return np.array(request.get_output_tensor(0).data, np.float32)
+
+    return infer
+
+
+def _through(x: Any, layers: tuple[Layer, ...]) -> Any:
+    for layer in layers:
+        step = layer.step
+        if layer.weight is None or layer.bias is None:
+            sides = np.array([step.resize, step.resize])
+            x = op.interpolate(x, sides, "linear_onnx", "sizes", axes=np.array([2, 3]))
+            continue
+        pads = [step.padding] * 2
+        x = op.convolution(x, op.constant(layer.weight), [step.stride] * 2, pads, pads, [1, 1])
+        x = op.add(x, op.constant(layer.bias.reshape(1, -1, 1, 1)))
+        if step.relu:
+            x = op.relu(x)
+        if layer.pool:
+            x = op.avg_pool(x, [2, 2], [0, 0], [0, 0], [2, 2], True)
+    return x

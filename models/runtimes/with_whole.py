@@ -1,0 +1,56 @@
+"""An engine with the global branch beside it (`models.whole`).
+
+The branch costs the same for every frame, little beside a full-size one, and runs in float32: by
+OpenVINO where it is installed, else by torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.runtimes.base import Runtime
+from models.variants import FRAME_MARGIN_PX, MARGIN_PX
+from models.whole import Floats, WholeGraph, shrink, spread
+
+InferWhole = Callable[[Floats, Floats], Floats]
+"""Planes [1, C, 256, 256] and [1, C, 288, 288], normalised -> map [64, 64]."""
+
+
+class WithWhole:
+    """Any runtime; its map becomes half of itself and half of the global branch's."""
+
+    def __init__(self, engine: Runtime, graph: WholeGraph, threads: int) -> None:
+        self._engine, self._graph = engine, graph
+        name = "openvino" if importlib.util.find_spec("openvino") else "torch"
+        module = importlib.import_module(f"models.runtimes.whole_{name}")
+        self._infer: InferWhole = module.open_whole(graph, threads)
+
+    @property
+    def engine_id(self) -> str:
+        return self._engine.engine_id
+
+    def infer(
+        self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
+    ) -> list[float]:
+        self._engine.infer(padded, out)
+        inside = slice(FRAME_MARGIN_PX, -FRAME_MARGIN_PX)
+        for frame, raw_map in zip(padded, out, strict=True):
+            self._add(frame[inside, inside], raw_map)
+        return [float(raw_map.max()) for raw_map in out]
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _add(self, frame: NDArray[np.uint8], raw_map: NDArray[np.float32]) -> None:
+        graph = self._graph
+        small = ((shrink(frame) - graph.mean) / graph.std).transpose(2, 0, 1)[None]
+        margin = ((0, 0), (0, 0), (MARGIN_PX, MARGIN_PX), (MARGIN_PX, MARGIN_PX))
+        found = self._infer(np.ascontiguousarray(small), np.pad(small, margin, mode="reflect"))
+        height, width = frame.shape[:2]
+        raw_map += np.float32(graph.alpha) * spread(found, (height, width)) + np.float32(graph.beta)
+        raw_map *= np.float32(0.5)
