@@ -172,9 +172,9 @@ def unseen(labels: Labels, bundle: Bundle, *, calibrated: bool = True) -> Labels
     """
     about = bundle.provenance
     seen = {
-        "it was trained on": set(about.get("sha256", {}).values()),
-        "its best state was chosen by": set(about.get("validated_sha256", [])),
-        "its thresholds rest on": set(bundle.calibration.images) if calibrated else set(),
+        "trained the bundle": set(about.get("sha256", {}).values()),
+        "chose its best state": set(about.get("validated_sha256", [])),
+        "hold up its thresholds": set(bundle.calibration.images) if calibrated else set(),
     }
     kept = list(labels.images)
     notes = list(labels.notes)
@@ -183,7 +183,7 @@ def unseen(labels: Labels, bundle: Bundle, *, calibrated: bool = True) -> Labels
             continue
         rest = [image for image in kept if image.sha256 not in digests]
         if len(rest) < len(kept):
-            notes.append(f"{len(kept) - len(rest)} images are left out: {why}")
+            notes.append(f"left out: {len(kept) - len(rest)} image(s) that {why}")
         kept = rest
     return Labels(tuple(kept), tuple(notes))
 
@@ -303,5 +303,5 @@ def _once(images: Sequence[LabelledImage], notes: list[str]) -> list[LabelledIma
                 "defective: take it out of one of the folders"
             )
     if len(first) < len(images):
-        notes.append(f"{len(images) - len(first)} images are there twice, and count once")
+        notes.append(f"{len(images) - len(first)} image(s) are there twice, and count once")
     return list(first.values())

@@ -53,7 +53,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
         judged=found,
         curves=curves_of(found),
         least_iou=0.33,
-        notes=["3 images are left out: it was trained on"],
+        notes=["left out: 3 image(s) that trained the bundle"],
         pictures=[f"picture {k}".encode() for k in range(len(found))],
         title="Boards & <tiles>",
     )
@@ -93,7 +93,7 @@ def test_the_page_says_what_was_found(evaluation: Evaluation) -> None:
     assert f"<b>{auroc.value:.3f}</b>" in page
     assert "0 of 600 good parts reached the threshold: at most 0.50% false rejects" in page
     assert "1 of 20 defective parts stayed under the threshold: at most 21.00% escapes" in page
-    assert "3 images are left out" in page
+    assert "left out: 3 image(s)" in page
     assert "Good images learnt from" in page
     for name in ("crack", "dent"):
         assert f"<th>{name}</th>" in page

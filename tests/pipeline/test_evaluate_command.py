@@ -88,7 +88,7 @@ def test_evaluate_looks_at_exactly_what_was_kept_apart(
     )  # fmt: skip
     assert len(found["images"]) == 16
     assert sum(found["confusion"].values()) == 16
-    assert any("26 images are left out: its thresholds rest on" in n for n in found["notes"])
+    assert any("left out: 26 image(s) that hold up its thresholds" in n for n in found["notes"])
     known = set(Bundle.load(calibrated).calibration.images)
     assert len(known) == 26
     assert set(found["types"]) == {"chip", "spot"}
