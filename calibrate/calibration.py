@@ -25,7 +25,7 @@ from calibrate.labelled import LabelledImage
 from calibrate.parts import near_duplicates, part_ids, part_scores
 from calibrate.pixels import pixel_threshold
 from calibrate.places import Places
-from calibrate.policies import Policy, choose
+from calibrate.policies import Chosen, Policy, choose
 from calibrate.scores import (
     Frame,
     GoodMap,
@@ -49,6 +49,7 @@ from pipeline.tolerance import Tolerance
 PIXEL_QUANTILE = 0.9999
 SCORING_QUANTILE = 0.99
 """Pixel threshold while images are scored: lower, so that the scores do not hang on the choice."""
+MOST_ROUNDS = 8
 NEVER = 1e30
 """An image threshold that no image reaches, while scores are looked for."""
 
@@ -177,9 +178,12 @@ def _material(
     notes = []
     parts: list[str | int]
     if pattern:
-        parts = list(part_ids([Path(found.name).name for found in maps], pattern))
+        parts = list(part_ids([Path(name).name for name in maps.names], pattern))
     else:
         parts = list(near_duplicates(maps.thumbs))
+    # Two types of defects are two parts, whatever the names say and however alike they look.
+    kinds = [*["" for _ in good], *["|".join(sorted(image.kinds)) for image in bad]]
+    parts = [f"{kind}|{part}" for kind, part in zip(kinds, parts, strict=True)]
     for what, some in (("good", parts[: len(good)]), ("defective", parts[len(good) :])):
         if len(set(some)) < len(some):
             how = f"have ids by {pattern!r}" if pattern else "differ from all others"
@@ -202,7 +206,7 @@ def place_tolerance(
 ) -> tuple[Tolerance, Material]:
     """The tolerance for each place, and the maps with it; each good one with that of all others."""
     numbers = Thresholds(calibration.q_a, calibration.q_b, NEVER, 1.0)
-    places = Places(material.good, Scorer(numbers, recipe), still_px)
+    places = Places(material.good, Scorer(numbers, recipe), still_px, material.good_parts)
     tolerance = places.tolerance()
     bad = Lazy(
         len(material.bad), lambda k: dataclasses.replace(material.bad[k], tolerance=tolerance)
@@ -233,29 +237,45 @@ def choose_thresholds(
     # By the whole rule, so that with a minimum area a lonely peak does not count. An image in
     # which nothing survives has no score, and its peak stands in as far as it may have counted.
     rule = Scorer(numbers(low), recipe)
-
-    def score(found: GoodMap) -> float:
-        peak = float(plain.inspected(found).max())
-        return max(rule.image_score(found), min(peak, low))
-
-    good_scores = [score(found) for found in maps]
-    bad_scores = [score(found) for found in material.bad]
-    good_parts = part_scores(good_scores, material.good_parts)
-    bad_parts = part_scores(bad_scores, material.bad_parts)
     policy = policy or Policy()
-    chosen = choose(list(good_parts.values()), list(bad_parts.values()), policy, promise)
-    choice = chosen.good
+
+    def choice_by(scorer: Scorer, least: float) -> tuple[list[float], list[float], Chosen]:
+        def score(found: GoodMap) -> float:
+            peak = float(plain.inspected(found).max())
+            return max(scorer.image_score(found), min(peak, float(np.nextafter(least, -np.inf))))
+
+        good, bad = ([score(found) for found in side] for side in (maps, material.bad))
+        of_good = list(part_scores(good, material.good_parts).values())
+        of_bad = list(part_scores(bad, material.bad_parts).values())
+        return good, bad, choose(of_good, of_bad, policy, promise)
+
+    good_scores, bad_scores, chosen = choice_by(rule, low)
     drawn, how = pixel_threshold(
-        material.bad, material.labels, rule, numbers, recipe, at_most=choice.threshold
+        material.bad, material.labels, rule, numbers, recipe, at_most=chosen.good.threshold
     )
+    pixel = min(high if drawn is None else drawn, chosen.good.threshold)
+    if recipe.min_area_px or any(zone.min_area_px for zone in recipe.zones):
+        # How large a place is hangs on the pixel threshold: the scores are those that will serve.
+        for _ in range(MOST_ROUNDS):
+            good_scores, bad_scores, chosen = choice_by(Scorer(numbers(pixel), recipe), pixel)
+            if pixel <= chosen.good.threshold:
+                break
+            pixel = chosen.good.threshold
+        else:
+            raise DataError(
+                f"no pixel threshold under the image threshold found in {MOST_ROUNDS} rounds with "
+                f"a minimum area of {recipe.min_area_px} px: make it smaller"
+            )
+    choice = chosen.good
     thresholds = EngineThresholds(
         image_threshold=choice.threshold,
-        pixel_threshold=min(high if drawn is None else drawn, choice.threshold),
+        pixel_threshold=pixel,
         images=choice.images,
         above=choice.above,
         false_reject_bound=choice.bound,
         confidence=promise.confidence,
         chosen=choice.sentence,
+        kept=choice.kept,
         wished=promise.false_reject,
         policy=policy.name,
         bad_images=chosen.bad,

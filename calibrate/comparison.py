@@ -15,7 +15,7 @@ import numpy as np
 
 from calibrate.boxes_eval import f_score
 from calibrate.evaluation import Judged
-from calibrate.figures import Figure, draws, middle
+from calibrate.figures import Figure, box_counts, draws, middle
 from calibrate.metrics import image_auroc
 
 COMPARED = ("image_auroc", "recall", "false_rejects", "defect_recall", "box_f")
@@ -52,9 +52,7 @@ class Comparison:
 def compare(first: Sequence[Judged], second: Sequence[Judged]) -> Comparison:
     """Both of the same images, in the same order."""
     assert [a.image.path for a in first] == [b.image.path for b in second]
-    good = [k for k, j in enumerate(first) if not j.image.defective]
-    bad = [k for k, j in enumerate(first) if j.image.defective]
-    chosen = draws(good, bad)
+    chosen = draws(first)
     everything = np.arange(len(first))
     differences = {}
     for key in COMPARED:
@@ -69,10 +67,10 @@ def compare(first: Sequence[Judged], second: Sequence[Judged]) -> Comparison:
 
 
 def _measure(key: str, judged: Sequence[Judged]) -> Callable[[Any], float]:
-    scores = np.array([j.score for j in judged])
+    scores = np.array([j.rank for j in judged])
     defective = np.array([j.image.defective for j in judged], np.bool_)
     failed = np.array([j.failed for j in judged], np.bool_)
-    counts = np.array([(len(j.matches), len(j.boxes), len(j.truth), sum(j.found)) for j in judged])
+    counts = np.array([box_counts(j) for j in judged])
 
     def mean(of: Any) -> float:
         return float(of.mean()) if of.size else float("nan")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from calibrate.boxes_eval import matched
 from calibrate.labelled import Defect, LabelledImage
 from calibrate.metrics import PixelCurves, at_pixels
-from calibrate.scores import raw_map_of
+from calibrate.parts import Thumb, near_duplicates, part_ids, thumb
+from calibrate.scores import pixels_of, raw_map_of
 from models.bundle import Bundle, EngineThresholds
 from models.runtimes import Runtime, engine_of
 from pipeline.boxes import finds
@@ -50,6 +51,15 @@ class Judged:
     """Of each true defect: whether a box of the failed image lies on it (`pipeline.boxes.finds`)"""
     milliseconds: float
     """Of engine and rule."""
+    located: bool = False
+    """Whether its maps count in the pixel curves: good, or it is known where its defects are."""
+    part: str | int = ""
+    """Images of one part are one witness; "": a part of its own."""
+
+    @property
+    def rank(self) -> float:
+        """The score over the threshold: from 1 on it fails. Cameras may have different ones."""
+        return self.score / self.threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +90,13 @@ class Judge:
         self.engine_id = runtime.engine_id
         self.thresholds: EngineThresholds = bundle.thresholds(self.engine)
         self.curves = PixelCurves(by_image=True)
-        self.located = 0
+        self.thumbs: list[Thumb] = []
         self._tolerance = bundle.tolerance(self.engine)
         self._runtime = runtime
         self._recipes = recipes
         self._least_iou = least_iou
         self._rules: dict[tuple[str, tuple[int, int]], DecisionRule] = {}
+        self._warm: set[tuple[str, tuple[int, ...]]] = set()
 
     def recipe(self, camera: str) -> Recipe:
         return self._recipes.get(camera) or self._recipes.get("") or Recipe()
@@ -113,18 +124,23 @@ class Judge:
                 progress(number + 1, len(images))
 
     def _judge(self, image: LabelledImage) -> Seen:
-        begun = time.perf_counter()
-        pixels, raw_map = raw_map_of(
-            self._runtime, image, self.bundle.in_channels, self.recipe(image.camera)
-        )
+        pixels = pixels_of(image, self.bundle.in_channels)
         height, width = pixels.shape[:2]
+        recipe = self.recipe(image.camera)
         rule = self.rule(image.camera, (height, width))
+        if (image.camera, pixels.shape) not in self._warm:  # it compiles for each new size
+            self._warm.add((image.camera, pixels.shape))
+            raw_map_of(self._runtime, pixels, recipe)
+        begun = time.perf_counter()
+        raw_map = raw_map_of(self._runtime, pixels, recipe)
+        if not np.isfinite(raw_map).all():
+            raise DataError(f"{image.path}: a map with NaN or infinity found: the engine failed")
         decision = rule.decide(raw_map)
         milliseconds = (time.perf_counter() - begun) * 1000
         scores = rule.scores(raw_map)
-        if not np.isfinite(scores).all():
-            raise DataError(f"{image.path}: scores that are not finite found: the engine failed")
+        self.thumbs.append(thumb(pixels))
         truth: tuple[Defect, ...] = ()
+        located = not image.defective
         if not image.defective:
             self.curves.add(at_pixels(np.maximum(scores, 0), height, width))
         elif image.located:
@@ -132,7 +148,7 @@ class Judge:
             truth = found.defects
             if found.mask.any():
                 self.curves.add(at_pixels(np.maximum(scores, 0), height, width), found.mask)
-                self.located += 1
+                located = True
         failed = decision.label is Label.FAIL
         boxes = [defect.box_xyxy for defect in decision.defects] if failed else []
         wanted = [defect.box_xyxy for defect in truth]
@@ -148,8 +164,23 @@ class Judge:
             matches=matched(boxes, wanted, self._least_iou),
             found=tuple(any(finds(box, true) for box in boxes) for true in wanted),
             milliseconds=milliseconds,
+            located=located,
         )
         return Seen(judged, pixels, scores)
+
+
+def with_parts(
+    judged: Sequence[Judged], thumbs: Sequence[Thumb], pattern: str = ""
+) -> list[Judged]:
+    """With the part that each image shows: by the pattern in file names, else by likeness."""
+    if pattern:
+        parts: Sequence[str | int] = part_ids([each.image.path.name for each in judged], pattern)
+    else:
+        parts = near_duplicates(thumbs)
+    return [
+        replace(each, part=f"{sorted(each.image.kinds)}{part}")
+        for each, part in zip(judged, parts, strict=True)
+    ]
 
 
 def _rank(decision: Decision, scores: NDArray[np.float32], rule: DecisionRule) -> float:

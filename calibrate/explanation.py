@@ -15,7 +15,7 @@ from calibrate.evaluation import Box, Seen
 from pipeline.boxes import CELL_AREA_PX, find_defects
 from pipeline.config import Recipe
 from pipeline.rules import DecisionRule, zone_factors
-from pipeline.types import MAP_STRIDE
+from pipeline.types import MAP_STRIDE, Defect
 
 MOST_PLACES = 10
 
@@ -77,7 +77,7 @@ def explain(seen: Seen, rule: DecisionRule, engine: str) -> Explanation:
     )
     places = []
     for group in groups:
-        cell = _peak_cell(seen.scores, group.box_xyxy)
+        cell = _peak_cell(seen.scores, over, group)
         least = recipe.min_area_px if rule.min_areas is None else int(rule.min_areas[cell])
         survives = group.area_px >= least
         places.append(
@@ -150,7 +150,7 @@ def _turned(
     rule: DecisionRule,
     peak: float,
 ) -> str:
-    if failed:
+    if failed and surviving:
         return f"it would pass with an image threshold over {surviving[0].score:.4g}"
     if surviving:
         return f"it would fail with an image threshold of {surviving[0].score:.4g} or less"
@@ -163,13 +163,15 @@ def _turned(
     return f"it would fail with pixel and image thresholds of {peak:.4g} or less"
 
 
-def _peak_cell(scores: NDArray[np.float32], box: Box) -> tuple[int, int]:
-    x0, y0, x1, y1 = box
-    rows = slice(y0 // MAP_STRIDE, -(-y1 // MAP_STRIDE))
-    columns = slice(x0 // MAP_STRIDE, -(-x1 // MAP_STRIDE))
-    inside = scores[rows, columns]
-    row, column = np.unravel_index(int(inside.argmax()), inside.shape)
-    return rows.start + int(row), columns.start + int(column)
+def _peak_cell(
+    scores: NDArray[np.float32], over: NDArray[np.bool_], group: Defect
+) -> tuple[int, int]:
+    """The cell with the group's peak score; of several the one that is nearest to its box."""
+    cells = np.argwhere(over & (scores == np.float32(group.peak_score)))
+    x0, y0, x1, y1 = group.box_xyxy
+    middle = np.array([(y0 + y1) / 2, (x0 + x1) / 2]) / MAP_STRIDE
+    row, column = cells[np.argmin(((cells - middle) ** 2).sum(axis=1))]
+    return int(row), int(column)
 
 
 def _zone_at(recipe: Recipe, frame_hw: tuple[int, int], cell: tuple[int, int]) -> str:

@@ -1,7 +1,8 @@
 """Figures of judged images, each with its interval, for all of them, by type and by camera.
 
-Shares of independent parts have exact binomial intervals (Clopper and Pearson 1934). All else is
-drawn again with replacement, good and defective images each among their kind (bootstrap, 95 %).
+Shares of images that each show another part have exact binomial intervals (Clopper and Pearson
+1934). For all else parts are drawn again with replacement, with all of their images, good and
+defective ones each among their kind (bootstrap, 95 %).
 """
 
 from __future__ import annotations
@@ -93,16 +94,18 @@ EXACT = ("accuracy", "precision", "recall", "specificity", "false_rejects", "esc
 Indices = NDArray[np.intp]
 
 
-def figures(judged: Sequence[Judged], curves: PixelCurves | None = None) -> dict[str, Figure]:
-    """All figures of these images, by the keys of `LABELS`. curves: of the same images."""
-    good = [k for k, j in enumerate(judged) if not j.image.defective]
-    bad = [k for k, j in enumerate(judged) if j.image.defective]
-    scores = np.array([j.score for j in judged], np.float64)
+def figures(
+    judged: Sequence[Judged], curves: PixelCurves | None = None, *, kind: str = ""
+) -> dict[str, Figure]:
+    """All figures of these images, by the keys of `LABELS`.
+
+    curves: of the same images. kind: only defects of this type are looked for; how many boxes are
+    right cannot be told then.
+    """
+    scores = np.array([j.rank for j in judged], np.float64)
     failed = np.array([j.failed for j in judged], np.bool_)
     defective = np.array([j.image.defective for j in judged], np.bool_)
-    counts = np.array(
-        [(len(j.matches), len(j.boxes), len(j.truth), sum(j.found)) for j in judged], np.int64
-    ).reshape(-1, 4)
+    counts = np.array([box_counts(j, kind) for j in judged], np.int64).reshape(-1, 4)
 
     def rates(chosen: Indices) -> dict[str, float]:
         is_bad, fails = defective[chosen], failed[chosen]
@@ -121,47 +124,62 @@ def figures(judged: Sequence[Judged], curves: PixelCurves | None = None) -> dict
     def boxes(measure: Callable[[int, int, int, int], float]) -> Callable[[Indices], float]:
         return lambda chosen: measure(*counts[chosen].sum(axis=0).tolist())
 
+    def rate(key: str) -> Callable[[Indices], float]:
+        return lambda chosen: rates(chosen)[key]
+
     located = any(j.truth for j in judged)
     statistics: dict[str, Callable[[Indices], float]] = {
         "image_auroc": ranked(image_auroc),
         "average_precision": ranked(average_precision),
-        "mean_accuracy": lambda chosen: rates(chosen)["mean_accuracy"],
-        "f1": lambda chosen: rates(chosen)["f1"],
+        **{key: rate(key) for key in (*EXACT, "mean_accuracy", "f1")},
     }
     if located:
         statistics |= {
             "defect_recall": boxes(lambda right, shown, true, found: _share(found, true)),
-            "box_precision": boxes(lambda right, shown, true, found: _share(right, shown)),
             "box_recall": boxes(lambda right, shown, true, found: _share(right, true)),
+        }
+    if located and not kind:
+        statistics |= {
+            "box_precision": boxes(lambda right, shown, true, found: _share(right, shown)),
             "box_f": boxes(lambda right, shown, true, found: f_score(right, shown, true)),
         }
     everything = np.arange(len(judged))
-    confusion = Confusion.of(judged)
-    plain = confusion.rates()
-    whole = _wholes(confusion)
+    whole = _wholes(Confusion.of(judged))
+    independent = len({_part(k, j) for k, j in enumerate(judged)}) == len(judged)
     result: dict[str, Figure] = {}
-    again = draws(good, bad)
+    again = draws(judged)
     for key in LABELS:
-        if key in EXACT:
-            result[key] = Figure(plain[key], *exact_interval(*whole[key]))
+        if key in EXACT and independent:
+            result[key] = Figure(statistics[key](everything), *exact_interval(*whole[key]))
         elif key in statistics:
             value = statistics[key](everything)
             drawn = [statistics[key](chosen) for chosen in again]
             result[key] = Figure(value, *middle(drawn))
         elif curves is not None and key in ("pixel_auroc", "au_pro") and located:
             value = curves.auroc() if key == "pixel_auroc" else curves.au_pro()
-            result[key] = Figure(value, *curves.interval(key, RESAMPLINGS))
+            parts = [str(_part(k, j)) for k, j in enumerate(judged) if j.located]
+            result[key] = Figure(value, *curves.interval(key, RESAMPLINGS, parts))
     return result
 
 
-def by_group(
-    judged: Sequence[Judged], groups_of: Callable[[Judged], Sequence[str]]
-) -> dict[str, dict[str, Figure]]:
-    """Figures of each group of defective images, with all good ones beside them."""
-    names = sorted({name for j in judged if j.image.defective for name in groups_of(j)})
+def box_counts(judged: Judged, kind: str = "") -> tuple[int, int, int, int]:
+    """Right boxes, boxes, true defects, defects with a box on them; of one type if one is named.
+
+    Nothing where nobody knows where the defects are: a box there may be right.
+    """
+    if judged.image.defective and not judged.truth:
+        return 0, 0, 0, 0
+    wanted = [k for k, defect in enumerate(judged.truth) if not kind or defect.kind == kind]
+    right = sum(k in judged.matches for k in wanted)
+    return right, len(judged.boxes), len(wanted), sum(judged.found[k] for k in wanted)
+
+
+def by_type(judged: Sequence[Judged]) -> dict[str, dict[str, Figure]]:
+    """Figures of each type of defect: the images that show it, with all good ones beside them."""
+    names = sorted({name for j in judged for name in j.image.kinds})
     good = [j for j in judged if not j.image.defective]
     return {
-        name: figures([*good, *(j for j in judged if j.image.defective and name in groups_of(j))])
+        name: figures([*good, *(j for j in judged if name in j.image.kinds)], kind=name)
         for name in names
     }
 
@@ -194,18 +212,25 @@ def _wholes(c: Confusion) -> Mapping[str, tuple[int, int]]:
     }
 
 
-def draws(good: Sequence[int], bad: Sequence[int]) -> list[Indices]:
-    """Images drawn again with replacement, each kind among its own, so many times; always alike."""
+def draws(judged: Sequence[Judged]) -> list[Indices]:
+    """Parts drawn again with replacement, good and defective ones each among their own, so many
+    times; the same for the same parts. Indices of all their images.
+    """
+    sides: tuple[dict[str | int, list[int]], ...] = ({}, {})
+    for k, each in enumerate(judged):
+        sides[each.image.defective].setdefault(_part(k, each), []).append(k)
+    members = [[np.array(part, np.intp) for part in side.values()] for side in sides if side]
     rng = np.random.default_rng(0)
-    sides = [np.array(side, np.intp) for side in (good, bad) if side]
-    return (
-        [
-            np.concatenate([rng.choice(side, len(side)) for side in sides])
-            for _ in range(RESAMPLINGS)
-        ]
-        if sides
-        else []
-    )
+    return [
+        np.concatenate(
+            [side[at] for side in members for at in rng.integers(0, len(side), len(side))]
+        )
+        for _ in range(RESAMPLINGS if members else 0)
+    ]
+
+
+def _part(number: int, judged: Judged) -> str | int:
+    return number if judged.part == "" else judged.part
 
 
 def middle(drawn: Sequence[float]) -> tuple[float, float]:

@@ -31,7 +31,8 @@ Box = tuple[int, int, int, int]
 UNNAMED = "defect"
 """The type of defects that nobody gave one."""
 MASK_ENDINGS = ("_mask", "_gt")
-MASK_OVER = 127
+MASK_VALUES = 16
+"""A mask with more values is a grey picture, and white begins at the middle."""
 NAMED = 5
 """So many files are named in a message."""
 
@@ -153,11 +154,20 @@ def load_labels(
         for path in list_images(folder)
     ]
     found = []
-    known_good = {_camera_of(text)[1].resolve() for text in good}
+    others = {_camera_of(text)[1].resolve() for text in good}
+    others |= {folder.resolve() for folder in (masks, boxes) if folder is not None}
     for camera, folder in map(_camera_of, bad):
-        for kind, path in _with_types(folder):
-            if path.parent.resolve() in known_good:
-                continue
+        images_there = [
+            (kind, path)
+            for kind, path in _with_types(folder)
+            if not others & {path.parent.resolve(), *path.parent.resolve().parents}
+        ]
+        if not images_there:
+            raise DataError(
+                f"{folder}: no defective image found, expected some beside the folders of good "
+                "images, masks and boxes"
+            )
+        for kind, path in images_there:
             found.append(LabelledImage(path, True, camera, (types or {}).get(kind, kind)))
     if masks is not None:
         found = _with_masks(found, masks, notes)
@@ -284,12 +294,14 @@ def _read_boxes(path: Path, kind: str, types: Mapping[str, str]) -> tuple[Defect
 
 
 def _read_mask(path: Path) -> NDArray[np.bool_]:
-    found = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    found = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if found is None:
         raise DataError(f"{path}: no image found, expected a mask: white where the defect is")
-    over = np.asarray(found)
-    # Masks of 0 and 1 are as common as those of 0 and 255.
-    mask: NDArray[np.bool_] = over > (0 if over.max() <= 1 else MASK_OVER)
+    values = np.asarray(found)
+    values = values if values.ndim == 2 else values[..., :3].max(axis=2)
+    # Masks of 0 and 1, or of the numbers of types, are as common as those of 0 and 255.
+    few = len(np.unique(values)) <= MASK_VALUES
+    mask: NDArray[np.bool_] = values > (0 if few else np.iinfo(values.dtype).max // 2)
     return mask
 
 

@@ -139,14 +139,20 @@ class PixelCurves:
         if self._images is not None:
             self._images.append(_Image.of(good, bad, regions))
 
-    def interval(self, key: str, resamplings: int) -> tuple[float, float]:
-        """The middle 95 % of `pixel_auroc` or `au_pro` of images drawn again (bootstrap), those
+    def interval(
+        self, key: str, resamplings: int, parts: Sequence[str | int] | None = None
+    ) -> tuple[float, float]:
+        """The middle 95 % of `pixel_auroc` or `au_pro` of parts drawn again (bootstrap), those
         with and without defects each among their kind, from histograms of 64 steps per octave.
+
+        parts: what each image shows, in the order in which they were added; None: each another.
         """
         assert self._images is not None, "by_image was not asked for"
-        good = [k for k, image in enumerate(self._images) if not image.regions]
-        bad = [k for k, image in enumerate(self._images) if image.regions]
-        if not bad:
+        whose = range(len(self._images)) if parts is None else parts
+        sides: tuple[dict[str | int, list[int]], ...] = ({}, {})
+        for k, (image, part) in enumerate(zip(self._images, whose, strict=True)):
+            sides[bool(image.regions)].setdefault(part, []).append(k)
+        if not sides[1]:
             return float("nan"), float("nan")
         used = np.unique(np.concatenate([image.used for image in self._images]))
         tables = np.zeros((3, len(self._images), len(used)))
@@ -157,8 +163,9 @@ class PixelCurves:
         values = []
         for _ in range(resamplings):
             weights = np.zeros(len(self._images))
-            for side in (good, bad):
-                np.add.at(weights, rng.choice(side, len(side)) if side else [], 1.0)
+            for members in map(list, map(dict.values, sides)):
+                for chosen in rng.integers(0, max(1, len(members)), len(members)):
+                    weights[members[chosen]] += 1.0
             of_good, of_bad, of_regions = (weights @ table for table in tables)
             if key == "pixel_auroc":
                 values.append(_auroc(of_good, of_bad))

@@ -8,10 +8,10 @@ pixels of one place, the decision rule can ask for less where good parts give le
 2. The highest of it within reach, then the mean within reach: a part may lie anywhere within.
 3. Its share of the highest, at least `LEAST`, in 255ths and rounded up.
 
-An image has had a part in its own tolerance, so its score by it is too low. For the thresholds
-each image is scored by the tolerance of all others (the jackknife of Barber, Candès, Ramdas and
-Tibshirani, Annals of Statistics 49, 2021). A new image meets a tolerance that knows one image more,
-and is therefore no stricter.
+An image has had its share in its own tolerance, so its score by it is too low. For the thresholds
+each image is scored by the tolerance of all other parts (the jackknife of Barber, Candès, Ramdas
+and Tibshirani, Annals of Statistics 49, 2021). A new image meets a tolerance that knows one part
+more, and is therefore no stricter.
 """
 
 from __future__ import annotations
@@ -38,14 +38,24 @@ Scores = NDArray[np.float32]
 class Places:
     """What good maps show at each place; all of one frame size."""
 
-    def __init__(self, maps: Sequence[GoodMap], scorer: Scorer, still_px: int) -> None:
+    def __init__(
+        self,
+        maps: Sequence[GoodMap],
+        scorer: Scorer,
+        still_px: int,
+        parts: Sequence[str | int] | None = None,
+    ) -> None:
         """scorer: by the recipe that will serve. still_px: how far parts lie from one another.
+        parts: which part each map shows; None: each its own.
 
-        Raises `DataError` for too few maps, and for maps of different sizes.
+        Raises `DataError` for too few parts, and for maps of different sizes.
         """
-        if len(maps) < MIN_IMAGES:
+        parts = range(len(maps)) if parts is None else parts
+        numbers = {part: number for number, part in enumerate(dict.fromkeys(parts))}
+        self._parts = [numbers[part] for part in parts]
+        if len(numbers) < MIN_IMAGES:
             raise DataError(
-                f"{len(maps)} good images found, expected at least {MIN_IMAGES} to learn a "
+                f"{len(numbers)} good parts found, expected at least {MIN_IMAGES} to learn a "
                 "tolerance for each place: add images of other good parts, or leave --still-px away"
             )
         sizes = sorted({good.frame_hw for good in maps})
@@ -61,11 +71,16 @@ class Places:
         self._first: Scores = np.zeros(shape, np.float32)
         self._second: Scores = np.zeros(shape, np.float32)
         self._whose: NDArray[np.int64] = np.full(shape, -1)
-        for number, good in enumerate(maps):
+        for part, good in zip(self._parts, maps, strict=True):
             score = rule.scores(good.raw_map)
-            over = score > self._first
-            self._second = np.where(over, self._first, np.maximum(self._second, score))
-            self._first[over], self._whose[over] = score[over], number
+            over, own = score > self._first, self._whose == part
+            # The highest of another part than the one that is highest.
+            self._second = np.where(
+                over,
+                np.where(own, self._second, self._first),
+                np.where(own, self._second, np.maximum(self._second, score)),
+            )
+            self._first[over], self._whose[over] = score[over], part
         self._unit = max(float(self._smooth(self._first).max()), float(np.finfo(np.float32).tiny))
 
     def tolerance(self) -> Tolerance:
@@ -73,11 +88,11 @@ class Places:
         return self._shares(self._first)
 
     def left_out(self) -> Sequence[GoodMap]:
-        """Each map with the tolerance of all others."""
+        """Each map with the tolerance of all other parts."""
         return Lazy(len(self._maps), self._without)
 
     def _without(self, number: int) -> GoodMap:
-        others = np.where(self._whose == number, self._second, self._first)
+        others = np.where(self._whose == self._parts[number], self._second, self._first)
         return replace(self._maps[number], tolerance=self._shares(others))
 
     def _smooth(self, highest: Scores) -> Scores:

@@ -13,8 +13,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +21,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from calibrate.charts import Axis, Line, histogram, lines, padded_axis
-from calibrate.evaluation import Judged
-from calibrate.figures import LABELS, Confusion, Figure, by_camera, by_group, figures
-from calibrate.gallery import Range, wrongness
-from calibrate.metrics import PixelCurves
-from models.bundle import Bundle, EngineThresholds
+from calibrate.figures import LABELS, Confusion, Figure
+from calibrate.gallery import wrongness
+from calibrate.results import VERDICTS, Evaluation, quantile, verdict_of
+from models.bundle import Bundle
 from pipeline.errors import DataError
 
 TEMPLATE = "report.html.j2"
 PRINTED = 21
 """Images that are printed: the most wrong ones."""
 MOST_PICTURES = 2000
-VERDICTS = {
-    "false_reject": "good, failed",
-    "escape": "defective, passed",
-    "found": "defective, failed",
-    "passed": "good, passed",
-}
 POLICY_NAMES = {
     "good": "from good images alone",
     "youden": "Youden's point of the ROC curve",
@@ -52,78 +43,12 @@ CAMERA_COLUMNS = ("image_auroc", "recall", "false_rejects", "box_f")
 SEPARATOR = "\x1f"
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """All that the report and the JSON say of one bundle on labelled images."""
-
-    bundle: Bundle
-    engine_id: str
-    thresholds: EngineThresholds
-    judged: Sequence[Judged]
-    curves: PixelCurves
-    least_iou: float
-    notes: Sequence[str] = ()
-    pictures: Sequence[bytes] = ()
-    """WebP of each judged image, or none at all."""
-    shown: Range = field(default_factory=lambda: Range(0.0, 1.0))
-    title: str = "Inspection report"
-
-    @cached_property
-    def tables(self) -> dict[str, Any]:
-        """Figures of all images, by type of defect and by camera."""
-        return {
-            "all": figures(self.judged, self.curves),
-            "types": by_group(self.judged, lambda judged: sorted(judged.image.kinds)),
-            "cameras": by_camera(self.judged),
-        }
-
-    def plain(self) -> dict[str, Any]:
-        """For JSON: figures with intervals, and each image's verdict."""
-        tables = self.tables
-        confusion = Confusion.of(self.judged)
-        times = sorted(judged.milliseconds for judged in self.judged)
-        return {
-            "bundle": self.bundle.path.name,
-            "sha256": self.bundle.sha256,
-            "engine": self.engine_id,
-            "image_threshold": self.thresholds.image_threshold,
-            "pixel_threshold": self.thresholds.pixel_threshold,
-            "least_iou": self.least_iou,
-            "notes": list(self.notes),
-            "confusion": {name: getattr(confusion, name) for name in Confusion.__slots__},
-            "figures": _plain(tables["all"]),
-            "types": {name: _plain(found) for name, found in tables["types"].items()},
-            "cameras": {name: _plain(found) for name, found in tables["cameras"].items()},
-            "milliseconds": {"median": _at(times, 0.5), "p99": _at(times, 0.99)},
-            "images": [
-                {
-                    "path": str(judged.image.path),
-                    "camera": judged.image.camera,
-                    "defective": judged.image.defective,
-                    "types": sorted(judged.image.kinds),
-                    "failed": judged.failed,
-                    "score": judged.score,
-                    "threshold": judged.threshold,
-                    "boxes": [list(box) for box in judged.boxes],
-                }
-                for judged in self.judged
-            ],
-        }
-
-
-def verdict_of(judged: Judged) -> str:
-    """One of `VERDICTS`."""
-    if judged.image.defective:
-        return "found" if judged.failed else "escape"
-    return "false_reject" if judged.failed else "passed"
-
-
 def write_report(path: Path, evaluation: Evaluation) -> None:
     """Write the HTML file. Raises `DataError` when it cannot be written."""
     text = render(evaluation)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}): name another file"
@@ -179,8 +104,8 @@ def _tiles(found: dict[str, Figure], times: Sequence[float]) -> list[dict[str, s
     tiles.append(
         {
             "name": "Time for an image",
-            "value": f"{_at(times, 0.5):.3g} ms",
-            "more": f"p99 {_at(times, 0.99):.3g} ms, engine and rule",
+            "value": f"{quantile(times, 0.5):.3g} ms",
+            "more": f"p99 {quantile(times, 0.99):.3g} ms, engine and rule",
         }
     )
     return tiles
@@ -195,39 +120,51 @@ def _promise(evaluation: Evaluation) -> dict[str, Any]:
             f"{found.bad_below} of {found.bad_images} defective parts stayed under the threshold: "
             f"at most {found.escape_bound:.2%} escapes of such defects at {confidence}."
         )
+    own = sorted({each.threshold for each in evaluation.judged} - {found.image_threshold})
+    facts = [
+        ("Wished for", f"at most {found.wished:.2%} false rejects at {confidence}"),
+        ("Image threshold", f"{found.image_threshold:.5g}"),
+        ("Pixel threshold", f"{found.pixel_threshold:.5g}"),
+        ("Chosen by", POLICY_NAMES.get(found.policy, found.policy)),
+        (
+            "Tolerance for each place",
+            f"yes, parts lie within {found.still_px} px" if found.still_px else "no",
+        ),
+    ]
+    if own:
+        applied = ", ".join(f"{value:.5g}" for value in own)
+        facts.append(
+            (
+                "Overridden",
+                f"a recipe's own image threshold, {applied}, was applied to images below: nothing "
+                "is promised of it",
+            )
+        )
     return {
-        "kept": found.false_reject_bound <= found.wished,
+        "kept": found.kept and not own,
         "chosen": found.chosen[:1].upper() + found.chosen[1:] + ".",
         "good": f"{found.above} of {found.images} good parts reached the threshold: at most "
         f"{found.false_reject_bound:.2%} false rejects of such parts at {confidence}.",
         "bad": bad,
-        "facts": [
-            ("Wished for", f"at most {found.wished:.2%} false rejects at {confidence}"),
-            ("Image threshold", f"{found.image_threshold:.5g}"),
-            ("Pixel threshold", f"{found.pixel_threshold:.5g}"),
-            ("Chosen by", POLICY_NAMES.get(found.policy, found.policy)),
-            (
-                "Tolerance for each place",
-                f"yes, parts lie within {found.still_px} px" if found.still_px else "no",
-            ),
-        ],
+        "facts": facts,
     }
 
 
 def _charts(evaluation: Evaluation) -> list[dict[str, Any]]:
-    judged, threshold = evaluation.judged, evaluation.thresholds.image_threshold
-    good = [each.score for each in judged if not each.image.defective]
-    bad = [each.score for each in judged if each.image.defective]
+    judged, threshold = evaluation.judged, 1.0
+    good = [each.rank for each in judged if not each.image.defective]
+    bad = [each.rank for each in judged if each.image.defective]
     highest = max([*good, *bad, 2 * threshold])
-    axis = Axis(threshold / 30, highest * 1.05, "score (logarithmic)", logarithmic=True)
+    name = "score / threshold (logarithmic)"
+    axis = Axis(threshold / 30, highest * 1.05, name, logarithmic=True)
     groups = [("good", "good", good), ("bad", "defective", bad)]
     charts = [
         {
             "svg": Markup(
                 histogram([group for group in groups if group[2]], axis, threshold, title="Scores")
             ),
-            "caption": "Scores of all images. What lies at or right of the threshold fails; the "
-            "first bar holds all lower scores too.",
+            "caption": "Scores over the threshold. From 1 on an image fails; the first bar holds "
+            "all lower scores too.",
         }
     ]
     if good and bad:
@@ -248,7 +185,8 @@ def _ranked_charts(
     false_rejects = float(np.mean(np.asarray(good) >= threshold))
     failed = int((scores >= threshold).sum())
     share = Axis(0.0, 1.0, "")
-    marks = [(confusion_recall, float(labels[scores >= threshold].mean()), "threshold")]
+    right = int(labels[scores >= threshold].sum())
+    marks = [(confusion_recall, right / max(1, failed), "threshold")]
     roc = lines(
         [
             Line(list(zip(rejected, recalled, strict=True)), "bad"),
@@ -408,11 +346,3 @@ def _cards(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[str], str
         )
     left = len(order) - len(cards)
     return cards, pictures, f"{left} images that are least wrong are not shown." if left else ""
-
-
-def _plain(found: dict[str, Figure]) -> dict[str, Any]:
-    return {key: figure.plain() for key, figure in found.items()}
-
-
-def _at(ranked: Sequence[float], share: float) -> float:
-    return ranked[min(len(ranked) - 1, int(share * len(ranked)))] if ranked else float("nan")

@@ -112,6 +112,11 @@ class Maps(Sequence[GoodMap]):
         self._maps.append(replace(found, raw_map=nothing))
 
     @property
+    def names(self) -> list[str]:
+        """Of all maps."""
+        return [found.name for found in self._maps]
+
+    @property
     def thumbs(self) -> list[Thumb | None]:
         """Of all maps."""
         return [found.thumb for found in self._maps]
@@ -135,22 +140,23 @@ class Maps(Sequence[GoodMap]):
         return replace(found, raw_map=raw_map)
 
 
-def raw_map_of(
-    runtime: Runtime, frame: Frame, in_channels: int, recipe: Recipe
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A frame's pixels, uint8 (H, W, C), and its raw map, float32 (ceil(H / 4), ceil(W / 4)).
+def pixels_of(frame: Frame, in_channels: int) -> NDArray[np.uint8]:
+    """uint8 (H, W, C). Raises `models.errors.DataError` for a file that is no such frame."""
+    path = frame.path if isinstance(frame, LabelledImage) else frame
+    return read_image(path, in_channels) if isinstance(path, Path) else path
+
+
+def raw_map_of(runtime: Runtime, pixels: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.float32]:
+    """The raw map of a full-size frame, float32 (ceil(H / 4), ceil(W / 4)).
 
     As on the line, the engine looks at what the recipe inspects; elsewhere the map is 0.
-    Raises `models.errors.DataError` for a file that is no frame of these channels.
     """
-    path = frame.path if isinstance(frame, LabelledImage) else frame
-    pixels = read_image(path, in_channels) if isinstance(path, Path) else path
     height, width = pixels.shape[:2]
     raw_map = np.zeros(map_hw(height, width), np.float32)
     window = inspected_window(recipe, (height, width))
     padded = pad_frame(pixels, FRAME_MARGIN_PX)
     runtime.infer([window.padded(padded)], [window.cells(raw_map)])
-    return pixels, raw_map
+    return raw_map
 
 
 def raw_maps(
@@ -163,10 +169,13 @@ def raw_maps(
     """Full-size frames through the engine, one by one; see `raw_map_of`."""
     maps = Maps()
     for number, frame in enumerate(frames):
-        pixels, raw_map = raw_map_of(runtime, frame, in_channels, recipe)
+        pixels = pixels_of(frame, in_channels)
+        raw_map = raw_map_of(runtime, pixels, recipe)
         path = frame.path if isinstance(frame, LabelledImage) else frame
         name = str(path) if isinstance(path, Path) else f"frame {number}"
         height, width = pixels.shape[:2]
+        if not np.isfinite(raw_map).all():
+            raise DataError(f"{name}: a map with NaN or infinity found: the engine failed on it")
         maps.append(GoodMap(name, (height, width), raw_map, thumb=thumb(pixels)))
         if progress is not None:
             progress(number + 1, len(frames))

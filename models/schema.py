@@ -45,6 +45,8 @@ class EngineThresholds:
     """How, in one sentence."""
     still_px: int = 0
     """Over 0: parts lie still up to so many pixels, and there is a tolerance for each place."""
+    kept: bool = False
+    """Whether what was wished of false rejects is promised."""
     wished: float = 0.005
     """The share of false rejects that was asked for."""
     policy: str = "good"

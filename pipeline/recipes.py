@@ -11,10 +11,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +72,28 @@ def history(path: Path) -> list[Revision]:
     return found
 
 
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One change at a time, in all processes. Raises `DataError` for a folder that takes none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
 def record(path: Path, reason: str = BY_HAND) -> Revision:
     """Write down the recipe as it is in the file, unless that is its last revision already."""
+    with _alone(path):
+        return _record(path, reason)
+
+
+def _record(path: Path, reason: str = BY_HAND) -> Revision:
     recipe = load_recipe(path)
     known = history(path)
     if known and known[-1].revision == revision_of(recipe):
@@ -86,9 +109,14 @@ def revise(path: Path, changes: dict[str, Any], reason: str) -> Revision:
     """
     if not reason.strip():
         raise ConfigError("no reason found, expected one: a recipe decides which parts are sold")
+    with _alone(path):
+        return _revise(path, changes, reason.strip())
+
+
+def _revise(path: Path, changes: dict[str, Any], reason: str) -> Revision:
     content: dict[str, Any] = {}
     if path.exists():
-        record(path)
+        _record(path)
         content = load_recipe(path).model_dump(mode="json", exclude_defaults=True)
     for key, value in changes.items():
         if value is None:
@@ -97,17 +125,17 @@ def revise(path: Path, changes: dict[str, Any], reason: str) -> Revision:
             content[key] = value
     work = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         work.write_text(yaml.safe_dump(content, sort_keys=False))
         recipe = read_model(work, Recipe, {"folder": path.absolute().parent})
-        found = _append(path, recipe, reason.strip(), len(history(path)) + 1)
+        found = _append(path, recipe, reason, len(history(path)) + 1)
         work.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
     except ConfigError as error:
         raise ConfigError(str(error).replace(str(work), str(path))) from None
     finally:
-        work.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            work.unlink(missing_ok=True)
     return found
 
 
@@ -122,16 +150,28 @@ def _append(path: Path, recipe: Recipe, reason: str, number: int) -> Revision:
     where = _history_path(path)
     try:
         whole = where.read_bytes() if where.exists() else b""
-        torn = len(whole) - (whole.rfind(b"\n") + 1)
+        tail = whole.rpartition(b"\n")[2]
+        # A last line without its end is a torn one, or an editor took the end off.
+        torn = bool(tail) and not _is_json(tail)
         with where.open("r+b" if whole else "wb") as file:
-            file.seek(len(whole) - torn)
+            file.seek(len(whole) - len(tail) if torn else len(whole))
             file.truncate()
+            if tail and not torn:
+                file.write(b"\n")
             file.write(json.dumps(asdict(found)).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise DataError(f"{where}: cannot be written ({error.strerror or error})") from error
     return found
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _history_path(path: Path) -> Path:

@@ -80,14 +80,18 @@ def open_runtime(
     if bundle is None or runtime == "null":
         return engine
     try:
-        whole = bundle.graph().whole if bundle.global_branch else None
-        if whole is not None:
-            from models.runtimes.with_whole import WithWhole
-
-            engine = WithWhole(engine, whole, threads)
         if not calibrating:
             bundle.thresholds(engine_of(engine.engine_id))
-        check_parity(engine, bundle, shapes)
+        whole = bundle.graph().whole if bundle.global_branch else None
+        if whole is None:
+            check_parity(engine, bundle, shapes)
+        else:
+            from models.runtimes.with_whole import WithWhole
+
+            # The branch sees a crop as a whole frame only; beside others it is another picture.
+            local, engine = engine, WithWhole(engine, whole, threads)
+            check_parity(engine, bundle)
+            check_parity(local, bundle, shapes, engine.local(bundle.references()))
         precedents = bundle.precedents()
     except BaseException:
         engine.close()

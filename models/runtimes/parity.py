@@ -27,13 +27,18 @@ OTHER_TOLERANCE = 0.1
 
 
 def check_parity(
-    runtime: Runtime, bundle: Bundle, shapes: Sequence[tuple[int, int, int]] = ()
+    runtime: Runtime,
+    bundle: Bundle,
+    shapes: Sequence[tuple[int, int, int]] = (),
+    references: Sequence[Reference] | None = None,
 ) -> float:
     """The largest deviation over all shapes (crops' own where none are given), as in step 3.
 
+    references: other ones than the bundle's.
+
     Raises `ParityError`, with the numbers, when it exceeds the tolerance or is not finite.
     """
-    references = bundle.references()
+    references = bundle.references() if references is None else references
     name, precision = runtime.engine_id.split("/")[:2]
     engine = f"{name}/{precision}"
     thresholds = bundle.calibration.engines.get(engine)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from models.bundle import Reference
 from models.runtimes.base import Runtime
 from models.variants import FRAME_MARGIN_PX, MARGIN_PX
 from models.whole import Floats, WholeGraph, shrink, spread
@@ -40,17 +41,26 @@ class WithWhole:
         self._engine.infer(padded, out)
         inside = slice(FRAME_MARGIN_PX, -FRAME_MARGIN_PX)
         for frame, raw_map in zip(padded, out, strict=True):
-            self._add(frame[inside, inside], raw_map)
+            np.add(raw_map, self._whole(frame[inside, inside]), out=raw_map)
+            np.multiply(raw_map, np.float32(0.5), out=raw_map)
         return [float(raw_map.max()) for raw_map in out]
 
     def close(self) -> None:
         self._engine.close()
 
-    def _add(self, frame: NDArray[np.uint8], raw_map: NDArray[np.float32]) -> None:
+    def local(self, references: Sequence[Reference]) -> list[Reference]:
+        """What the engine alone must give where both together give the references."""
+        inside = slice(FRAME_MARGIN_PX, -FRAME_MARGIN_PX)
+        return [
+            Reference(each.padded, 2 * each.raw_map - self._whole(each.padded[inside, inside]))
+            for each in references
+        ]
+
+    def _whole(self, frame: NDArray[np.uint8]) -> Floats:
+        """The branch's map of a frame (H, W, C) without margin, like the local map."""
         graph = self._graph
         small = ((shrink(frame) - graph.mean) / graph.std).transpose(2, 0, 1)[None]
         margin = ((0, 0), (0, 0), (MARGIN_PX, MARGIN_PX), (MARGIN_PX, MARGIN_PX))
         found = self._infer(np.ascontiguousarray(small), np.pad(small, margin, mode="reflect"))
         height, width = frame.shape[:2]
-        raw_map += np.float32(graph.alpha) * spread(found, (height, width)) + np.float32(graph.beta)
-        raw_map *= np.float32(0.5)
+        return np.float32(graph.alpha) * spread(found, (height, width)) + np.float32(graph.beta)

@@ -19,9 +19,10 @@ from calibrate.policies import POLICIES, Policy
 from calibrate.thresholds import Promise
 from models.bundle import Bundle
 from models.images import read_image
-from pipeline.commands.labels import Bad, Boxes, Good, Masks, Types, labels_of
+from pipeline.commands.labels import Bad, Boxes, Good, Masks, Part, Types, labels_of
 from pipeline.commands.progress import progress_bar
 from pipeline.config import load_recipe
+from pipeline.errors import DataError
 
 
 def command(
@@ -61,13 +62,7 @@ def command(
     min_recall: Annotated[
         float, typer.Option(help="Of --policy recall: the share of defective parts to be found.")
     ] = Policy().recall,
-    part: Annotated[
-        str,
-        typer.Option(
-            help="A pattern that finds a part's id in file names: '_(\\d+)_'. Images of one part "
-            "count once. Default: images that hardly differ are one part."
-        ),
-    ] = "",
+    part: Part = "",
     test_share: Annotated[
         float,
         typer.Option(min=0, max=0.9, help="Keep so many of the parts apart, for `evaluate`."),
@@ -104,6 +99,7 @@ def command(
     [bold]linewatch calibrate bundles/NAME --good val/good --runtime openvino/bf16[/]
     """
     loaded = Bundle.load(bundle)
+    wanted = Policy(policy, beta, escape_cost, defect_share, min_recall)
     labels = unseen(labels_of(good, bad, masks, boxes, types), loaded, calibrated=False)
     notes = list(labels.notes)
     images: Sequence[LabelledImage] = labels.images
@@ -112,6 +108,12 @@ def command(
         images = [image for image, kept in zip(images, apart, strict=True) if not kept]
         notes.append(f"{sum(apart)} of {len(apart)} images are kept apart, to be tested on")
     chosen = Labels(tuple(images), ())
+    if not chosen.good or (policy != "good" and not chosen.bad):
+        found = f"{len(chosen.good)} good and {len(chosen.bad)} defective images found"
+        raise DataError(
+            f"{found}, expected good ones, and defective ones for a policy other than `good`; "
+            + ("; ".join(notes) or "nothing was left out")
+        )
     with progress_bar("Calibrating", len(images), quiet=as_json) as update:
         path = calibrate(
             bundle,
@@ -121,7 +123,7 @@ def command(
             recipe=load_recipe(recipe) if recipe else None,
             out_dir=out or bundle.absolute().parent,
             promise=Promise(false_reject=false_rejects, confidence=confidence),
-            policy=Policy(policy, beta, escape_cost, defect_share, min_recall),
+            policy=wanted,
             part_pattern=part,
             still_px=still_px,
             pixel_quantile=pixel_quantile,

@@ -14,12 +14,23 @@ from rich.table import Table
 
 from calibrate.boxes_eval import RIGHT_IOU
 from calibrate.comparison import COMPARED, Comparison, compare
-from calibrate.evaluation import Judge, Judged
+from calibrate.evaluation import Judge, Judged, with_parts
 from calibrate.figures import LABELS, figures
 from calibrate.labelled import Labels, unseen
+from calibrate.parts import part_ids
 from models.bundle import Bundle
 from models.runtimes import open_runtime
-from pipeline.commands.labels import Bad, Boxes, Good, Masks, Recipes, Types, labels_of, recipes_of
+from pipeline.commands.labels import (
+    Bad,
+    Boxes,
+    Good,
+    Masks,
+    Part,
+    Recipes,
+    Types,
+    labels_of,
+    recipes_of,
+)
 from pipeline.commands.progress import progress_bar
 from pipeline.config import Recipe
 from pipeline.errors import DataError
@@ -43,6 +54,7 @@ def command(
         float, typer.Option(min=0, max=1, help="A box is right at an overlap over this.")
     ] = RIGHT_IOU,
     seen: Annotated[bool, typer.Option(help="Look at images that a bundle knows, too.")] = False,
+    part: Part = "",
     threads: Annotated[int, typer.Option(min=0, help="Of the engine; 0: all cores.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
@@ -60,9 +72,11 @@ def command(
             labels = unseen(labels, bundle)
     if not labels.images:
         raise DataError("no image is left that neither bundle has seen: give others, or --seen")
-    recipes = recipes_of(recipe)
+    if part:
+        part_ids([image.path.name for image in labels.images], part)  # before anything takes long
+    recipes = recipes_of(recipe, labels)
     sides = [
-        _judge(bundle, labels, recipes, runtime, iou=iou, threads=threads, quiet=as_json)
+        _judge(bundle, labels, recipes, runtime, iou=iou, part=part, threads=threads, quiet=as_json)
         for bundle in bundles
     ]
     found = compare(*sides)
@@ -81,6 +95,7 @@ def _judge(
     runtime: str,
     *,
     iou: float,
+    part: str,
     threads: int,
     quiet: bool,
 ) -> list[Judged]:
@@ -89,7 +104,8 @@ def _judge(
     try:
         judge = Judge(bundle, engine, recipes, least_iou=iou)
         with progress_bar(bundle.path.name, len(labels.images), quiet=quiet) as update:
-            return [each.judged for each in judge.judge(labels.images, update)]
+            judged = [each.judged for each in judge.judge(labels.images, update)]
+        return with_parts(judged, judge.thumbs, part)
     finally:
         engine.close()
 

@@ -9,17 +9,30 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from calibrate.boxes_eval import RIGHT_IOU
-from calibrate.evaluation import Judge, Judged
+from calibrate.evaluation import Judge, Judged, with_parts
 from calibrate.figures import LABELS, Confusion, Figure
 from calibrate.gallery import Range, small_picture
 from calibrate.labelled import unseen
-from calibrate.report import Evaluation, write_report
+from calibrate.parts import part_ids
+from calibrate.report import write_report
+from calibrate.results import Evaluation
 from models.bundle import Bundle, EngineThresholds
 from models.runtimes import open_runtime
-from pipeline.commands.labels import Bad, Boxes, Good, Masks, Recipes, Types, labels_of, recipes_of
+from pipeline.commands.labels import (
+    Bad,
+    Boxes,
+    Good,
+    Masks,
+    Part,
+    Recipes,
+    Types,
+    labels_of,
+    recipes_of,
+)
 from pipeline.commands.progress import progress_bar
 from pipeline.errors import DataError
 
@@ -51,6 +64,7 @@ def command(
     seen: Annotated[
         bool, typer.Option(help="Look at images that the bundle knows, too: flatters it.")
     ] = False,
+    part: Part = "",
     threads: Annotated[int, typer.Option(min=0, help="Of the engine; 0: all cores.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
@@ -71,6 +85,8 @@ def command(
             "no image is left that the bundle has not seen: give others, or look at these all the "
             "same with --seen; " + "; ".join(labels.notes)
         )
+    if part:
+        part_ids([image.path.name for image in labels.images], part)  # before anything takes long
     notes = [*labels.notes]
     for what, some in (("good", labels.good), ("defective", labels.bad)):
         if not some:
@@ -78,7 +94,7 @@ def command(
     name, _, precision = runtime.partition("/")
     engine = open_runtime(loaded, name, precision or "auto", threads=threads)
     try:
-        judge = Judge(loaded, engine, recipes_of(recipe), least_iou=iou)
+        judge = Judge(loaded, engine, recipes_of(recipe, labels), least_iou=iou)
         shown = _display(display, judge.thresholds)
         judged: list[Judged] = []
         pictures: list[bytes] = []
@@ -88,6 +104,10 @@ def command(
                 pictures.append(small_picture(each, shown))
     finally:
         engine.close()
+    judged = with_parts(judged, judge.thumbs, part)
+    parts = len({each.part for each in judged})
+    if parts < len(judged):
+        notes.append(f"{len(judged)} images show {parts} parts, which are drawn for intervals")
     evaluation = Evaluation(
         bundle=loaded,
         engine_id=judge.engine_id,
@@ -137,7 +157,7 @@ def _print(evaluation: Evaluation) -> None:
         by_type = Table("type", "image AUROC", "recall", "defects boxed")
         for name, found in tables["types"].items():
             keys = ("image_auroc", "recall", "defect_recall")
-            by_type.add_row(name, *(_short(found.get(key)) for key in keys))
+            by_type.add_row(escape(name), *(_short(found.get(key)) for key in keys))
         console.print(by_type)
     for sentence in evaluation.notes:
         console.print(sentence, highlight=False, markup=False)

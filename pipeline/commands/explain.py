@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from calibrate.evaluation import Judge
@@ -17,6 +18,7 @@ from calibrate.labelled import LabelledImage
 from models.bundle import Bundle
 from models.runtimes import open_runtime
 from pipeline.config import Recipe, load_recipe
+from pipeline.errors import DataError
 from pipeline.overlay import write_png
 
 SIDE_PX = 900
@@ -52,7 +54,12 @@ def command(
     rule = judge.rule("", seen.judged.frame_hw)
     found = explain(seen, rule, judge.engine_id)
     path = out or Path(f"{image.stem}-explained.png")
-    write_png(path, picture(seen, Range(0.0, seen.judged.threshold), SIDE_PX))
+    try:
+        write_png(path, picture(seen, Range(0.0, seen.judged.threshold), SIDE_PX))
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror or error}): name another file with --out"
+        ) from error
     if as_json:
         print(json.dumps(found.plain() | {"picture": str(path)}, indent=2))
         return
@@ -62,7 +69,7 @@ def command(
 
 def _print(found: Explanation) -> None:
     console = Console()
-    console.print(f"[bold]{found.verdict.upper()}[/]  {found.because}", highlight=False)
+    console.print(f"[bold]{found.verdict.upper()}[/]  {escape(found.because)}", highlight=False)
     console.print(found.turned, highlight=False)
     steps = Table("step", "what was found")
     for step, result in found.steps:
@@ -74,6 +81,6 @@ def _print(found: Explanation) -> None:
             box = " ".join(map(str, place.box_xyxy))
             share = f"{place.score / found.threshold:.2f}"
             fails = "yes" if place.fails else "no"
-            row = (box, f"{place.score:.4g}", share, str(place.cells), place.zone, fails)
+            row = (box, f"{place.score:.4g}", share, str(place.cells), escape(place.zone), fails)
             table.add_row(*row)
         console.print(table)

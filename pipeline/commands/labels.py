@@ -20,7 +20,8 @@ Bad = Annotated[
     list[str] | None,
     typer.Option(
         "--bad",
-        help="Folder of defective images, perhaps with a folder for each type; may be repeated.",
+        help="Folder of defective images, perhaps with a folder for each type, or CAMERA=FOLDER; "
+        "may be repeated.",
     ),
 ]
 Masks = Annotated[
@@ -40,6 +41,15 @@ Recipes = Annotated[
 ]
 
 
+Part = Annotated[
+    str,
+    typer.Option(
+        help="A pattern that finds a part's id in file names: '_(\\d+)_'. Images of one part are "
+        "one witness. Default: images that hardly differ are one part."
+    ),
+]
+
+
 def labels_of(
     good: Sequence[str] | None,
     bad: Sequence[str] | None,
@@ -55,8 +65,10 @@ def labels_of(
     return load_labels(good or (), bad or (), masks=masks, boxes=boxes, types=_pairs(types))
 
 
-def recipes_of(texts: Sequence[str] | None) -> dict[str, Recipe]:
-    """By camera; "" for the one that all others have."""
+def recipes_of(texts: Sequence[str] | None, labels: Labels) -> dict[str, Recipe]:
+    """By camera; "" for the one that all others have. Raises `DataError` unless each camera's
+    images have a recipe where any has, and each recipe has images.
+    """
     found = {}
     for text in texts or ():
         camera, equals, file = text.partition("=")
@@ -65,6 +77,15 @@ def recipes_of(texts: Sequence[str] | None) -> dict[str, Recipe]:
         if camera in found:
             raise DataError(f"two recipes for camera {camera!r} found, expected one of each")
         found[camera] = load_recipe(Path(file))
+    cameras = {image.camera for image in labels.images}
+    without = sorted(cameras - set(found)) if found and "" not in found else []
+    beyond = sorted(set(found) - cameras - {""})
+    if without or beyond:
+        raise DataError(
+            f"recipes for {', '.join(map(repr, sorted(found)))} and images of cameras "
+            f"{', '.join(map(repr, sorted(cameras)))} found, expected a recipe for each: name "
+            "cameras in --good and --bad as in --recipe, CAMERA=..., or give one recipe for all"
+        )
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import load_recipe
@@ -33,7 +34,9 @@ def command(
     for each in found:
         changed = [k for k, v in each.recipe.items() if before.get(k, v) != v or k not in before]
         shown = ", ".join(f"{k}={json.dumps(each.recipe[k])}" for k in changed) if before else "all"
-        table.add_row(str(each.number), each.revision, each.when, each.reason, shown)
+        table.add_row(
+            str(each.number), each.revision, each.when, escape(each.reason), escape(shown)
+        )
         before = each.recipe
     Console().print(table)
     if not found or found[-1].revision != current:

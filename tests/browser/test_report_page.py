@@ -19,7 +19,8 @@ from calibrate.evaluation import Judged, Seen
 from calibrate.gallery import Range, small_picture
 from calibrate.labelled import Defect, LabelledImage
 from calibrate.metrics import PixelCurves
-from calibrate.report import Evaluation, write_report
+from calibrate.report import write_report
+from calibrate.results import Evaluation
 from models.bundle import Bundle, EngineThresholds
 from models.untrained import textured_frame, untrained_bundle
 

@@ -45,6 +45,7 @@ def judged(
         matches={k: k for k in range(matched)},
         found=tuple(k < matched for k in range(truth)),
         milliseconds=12.5,
+        located=True,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -283,3 +284,50 @@ def test_part_ids_in_names_group_images(bundle: Bundle, images: list[Path], tmp_
         bundle.path, named, runtimes=["torch"], out_dir=tmp_path, part_pattern=r"part(\d+)_"
     )
     assert Bundle.load(path).thresholds("torch/f32").images == len(images) // 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_a_minimum_area_the_counts_are_those_of_the_rule_that_serves(seed: int) -> None:
+    """Places shrink as the pixel threshold rises: scores of another one would promise nonsense."""
+    good = normal_maps(60, seed)
+    bad, labels = bad_maps(12, seed + 50)
+    for k, found in enumerate(bad):  # hills: large at their feet, small at their tops
+        found.raw_map[2:8, 4:10] = 0.13 + 0.002 * k
+        found.raw_map[4:6, 6:8] = 0.2 + 0.01 * k
+    for recipe in (Recipe(min_area_px=160), Recipe(min_area_px=64, merge_px=0)):
+        material = Material(good, range(60), bad, range(12), labels)
+        chosen, _ = choose_thresholds(material, CALIBRATION, recipe, Promise())
+        thresholds = Thresholds(0.1, 0.12, chosen.image_threshold, chosen.pixel_threshold)
+
+        def fails(found: GoodMap, used: Recipe = recipe, by: Thresholds = thresholds) -> bool:
+            return DecisionRule(by, used, found.frame_hw).decide(found.raw_map).label is Label.FAIL
+
+        assert chosen.pixel_threshold <= chosen.image_threshold
+        assert chosen.above == sum(map(fails, good))
+        assert chosen.bad_below == 12 - sum(map(fails, bad))
+
+
+def test_a_map_that_is_not_finite_names_its_image(bundle: Bundle) -> None:
+    runtime = NanRuntime()
+    with pytest.raises(DataError, match=r"frame 1: a map with NaN"):
+        raw_maps(runtime, [textured_frame(64, 64, 1)] * 2, 1, Recipe())
+
+
+class NanRuntime:
+    """Good once, then broken."""
+
+    engine_id = "nan/none/none"
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def infer(
+        self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
+    ) -> list[float]:
+        self._seen += 1
+        for raw_map in out:
+            raw_map.fill(np.nan if self._seen > 1 else 0.1)
+        return [float(raw_map.max()) for raw_map in out]
+
+    def close(self) -> None:
+        return

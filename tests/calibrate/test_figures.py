@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -17,10 +18,11 @@ from calibrate.figures import (
     Confusion,
     Figure,
     by_camera,
-    by_group,
+    by_type,
     exact_interval,
     figures,
 )
+from calibrate.labelled import Defect
 from calibrate.metrics import PixelCurves, average_precision, image_auroc
 
 
@@ -100,10 +102,11 @@ def test_one_class_alone_has_what_can_be_said_and_no_more(which: str) -> None:
 
 def test_groups_have_all_good_images_beside_them() -> None:
     found = crowd(30, 30)
-    groups = by_group(found, lambda each: sorted(each.image.kinds))
+    groups = by_type(found)
     assert list(groups) == ["crack", "dent", "hole <b>"]
     some = [each for each in found if not each.image.defective or each.image.kind == "dent"]
     assert groups["dent"]["image_auroc"] == figures(some)["image_auroc"]
+    assert "box_f" not in groups["dent"]
     assert list(by_camera(found)) == ["cam0", "cam1"]
     assert by_camera(crowd(3, 0)[::2]) == {}
 
@@ -176,3 +179,46 @@ def test_the_best_pixel_threshold_is_the_best_of_all() -> None:
     best = (2 * precision * recall / np.maximum(precision + recall, 1e-12)).max()
     assert score == pytest.approx(float(best), abs=1e-3)
     assert PixelCurves().best_f_score() == (0.0, 0.0)
+
+
+def test_ten_photographs_of_a_part_are_one_witness() -> None:
+    parts = crowd(30, 30)
+    photographs = [
+        dataclasses.replace(each, part=f"p{k}") for k, each in enumerate(parts) for _ in range(10)
+    ]
+    alone, many = figures(parts, curves_of(parts)), figures(photographs)
+    for key in ("recall", "false_rejects", "image_auroc", "defect_recall"):
+        assert many[key].value == pytest.approx(alone[key].value)
+        width = many[key].high - many[key].low
+        # Exact intervals are a little wider than drawn ones; a third of it would be ten witnesses.
+        assert width > 0.6 * (alone[key].high - alone[key].low), key
+    curves = curves_of(parts)
+    one, other = (curves.interval("pixel_auroc", 200, p) for p in (None, ["a"] * 30 + ["b"] * 30))
+    assert one[1] > one[0]
+    assert other[0] == other[1]
+
+
+def test_a_type_is_judged_by_its_own_defects() -> None:
+    """Ten images with an "open" that is found and a "short" that is missed."""
+    box = (1, 2, 9, 8)
+    found = [judged(0.5)]
+    for k in range(10):
+        each = judged(2.0, "open", name=f"{k}.png", truth=2, matched=1, boxes=1)
+        defects = (Defect("open", box), Defect("short", (20, 20, 30, 30)))
+        image = dataclasses.replace(each.image, kind="", boxes=defects)
+        found.append(dataclasses.replace(each, image=image, truth=defects))
+    groups = by_type(found)
+    assert groups["open"]["defect_recall"].value == groups["open"]["box_recall"].value == 1
+    assert groups["short"]["defect_recall"].value == groups["short"]["box_recall"].value == 0
+
+
+def test_boxes_where_nobody_knows_the_place_are_neither_right_nor_wrong() -> None:
+    known = [judged(2.0, "a", name=f"{k}.png", truth=1, matched=1, boxes=1) for k in range(5)]
+    unknown = [judged(2.0, "a", name=f"u{k}.png", boxes=2) for k in range(5)]
+    assert figures([judged(0.1), *known, *unknown])["box_precision"].value == 1
+
+
+def test_cameras_with_other_thresholds_are_ranked_by_their_own() -> None:
+    low = [dataclasses.replace(judged(s), threshold=0.1) for s in (0.05, 0.06)]
+    high = [dataclasses.replace(judged(s, "a"), threshold=0.02) for s in (0.03, 0.04)]
+    assert figures([*low, *high])["image_auroc"].value == 1

@@ -177,3 +177,27 @@ def test_what_the_bundle_has_seen_is_left_out(root: Path, tmp_path: Path) -> Non
     assert [image.sha256 for image in for_thresholds.images] == [
         digests[k] for k in (1, 2, 3, 5, 6)
     ]
+
+
+def test_masks_inside_the_folder_of_defective_images_are_no_defects(root: Path) -> None:
+    (root / "masks").rename(root / "bad" / "masks")
+    labels = load_labels([], [str(root / "bad")], masks=root / "bad" / "masks")
+    assert len(labels.bad) == 4
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_masks_of_the_numbers_of_types(root: Path, dtype: type) -> None:
+    for path in (root / "masks").rglob("*.png"):
+        mask = np.zeros(HW, dtype)
+        mask[6:9, 4:10] = 3
+        cv2.imwrite(str(path), mask)
+    labels = load_labels([], [str(root / "bad")], masks=root / "masks")
+    assert [image.truth(HW).mask.sum() for image in labels.bad] == [18] * 4
+
+
+def test_a_folder_without_a_defective_image_is_no_answer(root: Path) -> None:
+    (root / "good").rename(root / "only")
+    (root / "outer").mkdir()
+    (root / "only").rename(root / "outer" / "good")
+    with pytest.raises(DataError, match="no defective image found"):
+        load_labels([str(root / "outer/good")], [str(root / "outer")])

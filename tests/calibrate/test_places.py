@@ -101,3 +101,22 @@ def test_too_few_and_different_sizes() -> None:
     maps = [*good_maps(MIN_IMAGES), GoodMap("x", (80, 80), np.zeros((20, 20), np.float32))]
     with pytest.raises(DataError, match="80x80 and 120x80 found"):
         Places(maps, SCORER, still_px=8)
+
+
+def test_a_part_does_not_excuse_itself_by_another_photograph() -> None:
+    """Every part three times, with a mark of its own: no twin may excuse a photograph."""
+    maps, parts = [], []
+    for number, good in enumerate(good_maps(30)):
+        for _ in range(3):
+            raw_map = good.raw_map.copy()
+            raw_map[10 + number // 15, number % 15 * 2] = 2.0
+            maps.append(GoodMap(f"{number}", HW, raw_map))
+            parts.append(number)
+    least = int(np.ceil(255 * np.float32(LEAST)))
+    left_out = Places(maps, SCORER, 0, parts).left_out()
+    for number in (0, 7, 29):
+        tolerance = left_out[3 * number].tolerance
+        assert tolerance is not None
+        assert tolerance[10 + number // 15, number % 15 * 2] == least
+    with pytest.raises(DataError, match="10 good parts found, expected at least 20"):
+        Places(maps[:30], SCORER, 0, parts[:30])

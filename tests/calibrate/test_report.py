@@ -12,7 +12,8 @@ import pytest
 from judged import crowd, curves_of, judged
 
 from calibrate.gallery import Range, wrongness
-from calibrate.report import PRINTED, Evaluation, render, write_report
+from calibrate.report import PRINTED, render, write_report
+from calibrate.results import Evaluation
 from models.bundle import Bundle, EngineThresholds
 from models.untrained import untrained_bundle
 from pipeline.errors import DataError

@@ -95,6 +95,9 @@ def test_every_runtime_gives_the_reference_map(
         assert np.abs(raw_map - expected).max() <= tolerance * np.abs(expected).max()
         assert peaks == [float(raw_map.max())]
     engine.close()
+    # As on the line: compiled for a frame's size, and checked at it.
+    shape = (256, 320, channels)
+    open_runtime(bundle, name, precision, shapes=[shape], calibrating=True).close()
 
 
 def test_a_bundle_says_whether_it_has_one(tmp_path: Path) -> None:

@@ -112,10 +112,12 @@ def test_several_cameras_have_their_own_recipes(
 ) -> None:
     recipe = tmp_path / "blind.yaml"
     recipe.write_text("image_threshold: 1000000.0\n")
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("merge_px: 8\n")
     found = answer(
         "evaluate", calibrated, "--good", f"a={data / 'good'}", "--bad", f"a={data / 'bad/chip'}",
         "--bad", f"b={data / 'bad/spot'}", "--seen", "--recipe", f"b={recipe}",
-        "--report", tmp_path / "r.html",
+        "--report", tmp_path / "r.html", "--recipe", f"a={plain}",
     )  # fmt: skip
     by_camera = {image["camera"]: image["threshold"] for image in found["images"]}
     assert by_camera["b"] == 1e6 > by_camera["a"]
@@ -179,6 +181,8 @@ def test_explain_names_the_place_and_what_would_turn_it_round(
         (["--good", "good", "--display", "2,1"], "LOW,HIGH"),
         (["--good", "good", "--runtime", "openvino/f32"], "thresholds for torch/f32 found"),
         (["--good", "none"], "expected a folder of images"),
+        (["--good", "good", "--seen", "--recipe", "front=recipe.yaml"], "recipes for 'front'"),
+        (["--good", "good", "--seen", "--part", "("], "a regular expression"),
     ],
 )
 def test_wrong_arguments_are_one_line(
@@ -188,11 +192,46 @@ def test_wrong_arguments_are_one_line(
     words: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    (data / "recipe.yaml").write_text("merge_px: 8\n")
+    arguments = [word.replace("=recipe", f"={data}/recipe") for word in arguments]
     places = [str(data / word) if (data / word).exists() else word for word in arguments]
     assert run(["evaluate", str(calibrated), *places]) not in (0, 1)
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_a_ring_about_a_speck_in_another_zone_is_explained(
+    calibrated: Path, answer: Answer, tmp_path: Path
+) -> None:
+    """Boxes overlap, and so do zones: the place of a defect is that of its own peak."""
+    frame = textured_frame(*HW, 1, seed=3)
+    frame[20:76:2, 40:100] = 255
+    frame[40:56, 60:80] = textured_frame(16, 20, 1, seed=4)
+    cv2.imwrite(str(tmp_path / "ring.png"), frame)
+    recipe = tmp_path / "zones.yaml"
+    recipe.write_text(
+        "spread_px: 40\nzones:\n"
+        "- {name: all, mode: include, polygon: [[0, 0], [128, 0], [128, 96], [0, 96]]}\n"
+        "- {name: core, mode: include, min_area_px: 99999, "
+        "polygon: [[60, 40], [80, 40], [80, 56]]}\n"
+    )
+    found = answer("explain", tmp_path / "ring.png", "--bundle", calibrated, "--recipe", recipe,
+                   "--out", tmp_path / "p.png")  # fmt: skip
+    assert found["verdict"] in ("pass", "fail")
+    assert (found["verdict"] == "fail") == any(place["fails"] for place in found["places"])
+    assert run(["explain", str(tmp_path / "ring.png"), "--bundle", str(calibrated),
+                "--out", str(tmp_path / "no" / "p.png")]) == 9  # fmt: skip
+
+
+def test_calibrating_with_nothing_says_what_was_left_out(
+    bundle: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for options in (["--bad", str(data / "bad")], ["--good", str(data / "good"), "--policy", "f"]):
+        assert run(["calibrate", str(bundle), *options]) == 9
+        said = capsys.readouterr().err
+        assert "expected good ones, and defective ones for a policy" in said
+        assert said.count("\n") == 1
 
 
 def test_only_what_was_seen_is_nothing_to_evaluate(

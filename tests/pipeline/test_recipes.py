@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,34 @@ def test_the_commands(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "edited by hand" in out
     assert run(["recipe", "set", str(file), "min_area_px", "--reason", "x"]) == 2
     assert "KEY=VALUE" in capsys.readouterr().err
+
+
+def test_a_line_whose_end_an_editor_took_is_kept(file: Path) -> None:
+    for k in range(3):
+        revise(file, {"min_area_px": k}, f"r{k}")
+    log = file.with_suffix(".history.jsonl")
+    log.write_bytes(log.read_bytes().rstrip(b"\n"))
+    revise(file, {"merge_px": 1}, "last")
+    assert [r.reason for r in history(file)] == ["r0", "r1", "r2", "last"]
+
+
+def test_two_at_once_lose_no_revision(file: Path) -> None:
+    def change(k: int) -> None:
+        revise(file, {"min_area_px": k}, f"r{k}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(change, range(24)))
+    found = history(file)
+    assert [r.number for r in found] == list(range(1, 25))
+    assert {r.reason for r in found} == {f"r{k}" for k in range(24)}
+
+
+def test_a_folder_that_is_none_and_words_in_brackets(
+    tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "f.txt").write_text("")
+    assert run(["recipe", "set", str(tmp_path / "f.txt" / "r.yaml"), "merge_px=1", "--reason", "x"])
+    assert "cannot be written" in capsys.readouterr().err
+    revise(file, {"merge_px": 1}, "dust [/8D] [see 17]")
+    assert run(["recipe", "log", str(file)]) == 0
+    assert "[see 17]" in capsys.readouterr().out.replace("\n", " ").replace("│", "")
