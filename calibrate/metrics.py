@@ -1,8 +1,9 @@
 """How well anomaly maps tell good from bad: by image, by pixel, by region, by defect.
 
 1. By image: `image_auroc` of the images' highest scores.
-2. By pixel and by region: `PixelCurves` takes map after map and keeps histograms, so that thousands
-   of full-size images need no memory. Scores are sorted into bins of 1/2048 of their value.
+2. By pixel and by region: `PixelCurves` takes map after map. Up to `EXACT` pixels all scores are
+   kept and the figures are exact; beyond, scores are sorted into bins of 1/16384 of their value, so
+   that thousands of full-size images need no memory (off by about the square of that).
    Pixel AUROC, and AU-PRO: the mean share of each defective region that is found, over the share of
    good pixels that are marked, up to 0.3 of them (Bergmann et al., "The MVTec anomaly detection
    dataset", IJCV 2021, section 5.1), divided by that limit.
@@ -24,9 +25,10 @@ from models.variants import STRIDE
 from pipeline.errors import DataError
 
 Map = NDArray[np.float32]
-BINS = 1 << 19
-_DROPPED_BITS = 12
-"""A positive float32's bits rise with its value: without the last 12, 2048 steps per octave."""
+EXACT = 1 << 24
+_DROPPED_BITS = 9
+"""A positive float32's bits rise with its value: without the last 9, 16384 steps per octave."""
+BINS = 1 << (31 - _DROPPED_BITS)
 PRO_LIMIT = 0.3
 
 
@@ -101,16 +103,18 @@ def box_peak(raw_map: Map, box_xyxy: tuple[int, int, int, int]) -> float:
 
 
 class PixelCurves:
-    """Pixel AUROC and AU-PRO of as many maps as there are, in 12 MB.
+    """Pixel AUROC and AU-PRO of as many maps as there are, in 200 MB at most.
 
-    by_image: keep a coarse histogram of each image too (some kilobytes), for intervals.
+    by_image: keep a coarse histogram of each image too (some kilobytes), for intervals. exact: so
+    many pixels are kept as they are, before they are sorted into bins.
     """
 
-    def __init__(self, *, by_image: bool = False) -> None:
+    def __init__(self, *, by_image: bool = False, exact: int = EXACT) -> None:
         self._images: list[_Image] | None = [] if by_image else None
-        self._good = np.zeros(BINS, np.int64)
-        self._bad = np.zeros(BINS, np.int64)
-        self._regions = np.zeros(BINS, np.float64)
+        self._exact = exact
+        self._kept: list[tuple[_Bits, _Bits, list[_Bits]]] = []
+        """Of each image: the bits of good pixels, of defective ones, and of each region."""
+        self._binned: _Tables | None = None
         self._count = 0
 
     def add(self, scores: Map, mask: NDArray[np.bool_] | None = None) -> None:
@@ -122,22 +126,40 @@ class PixelCurves:
             raise DataError(f"mask {mask.shape} found, expected {scores.shape} as the scores have")
         if not np.isfinite(scores).all() or scores.min() < 0:
             raise DataError("scores that are negative or not finite found, expected a raw map")
-        bins = np.ascontiguousarray(scores, np.float32).view(np.uint32) >> _DROPPED_BITS
+        # Adding 0 makes -0 one, whose sign bit would be the highest of all.
+        bits = (np.ascontiguousarray(scores, np.float32) + np.float32(0)).view(np.uint32)
         if mask is None or not mask.any():
-            self._add(bins.ravel(), bins[:0, 0], [])
+            self._add(bits.ravel(), bits[:0, 0], [])
             return
         count, labels = cv2.connectedComponents(mask.astype(np.uint8))
-        regions = [bins[labels == region] for region in range(1, count)]
-        self._add(bins[~mask], bins[mask], regions)
+        regions = [bits[labels == region] for region in range(1, count)]
+        self._add(bits[~mask], bits[mask], regions)
 
-    def _add(self, good: _Bins, bad: _Bins, regions: Sequence[_Bins]) -> None:
-        self._good += np.bincount(good, minlength=BINS)
-        self._bad += np.bincount(bad, minlength=BINS)
-        for found in regions:
-            self._regions += np.bincount(found, minlength=BINS) / found.size
+    def _add(self, good: _Bits, bad: _Bits, regions: list[_Bits]) -> None:
         self._count += len(regions)
         if self._images is not None:
             self._images.append(_Image.of(good, bad, regions))
+        self._exact -= good.size + bad.size
+        if self._exact >= 0:
+            self._kept.append((good, bad, regions))
+            return
+        if self._binned is None:
+            self._binned = _Tables.empty(BINS)
+            for each in self._kept:
+                self._binned.add(*each)
+            self._kept.clear()
+        self._binned.add(good, bad, regions)
+
+    def _tables(self) -> _Tables:
+        """Histograms over rising scores: over bins, or over all single values."""
+        if self._binned is not None:
+            return self._binned
+        everything = [bits for good, bad, _ in self._kept for bits in (good, bad)]
+        values = np.unique(np.concatenate(everything)) if everything else np.zeros(0, np.uint32)
+        tables = _Tables.empty(len(values))
+        for good, bad, regions in self._kept:
+            tables.add(good, bad, regions, values)
+        return tables
 
     def interval(
         self, key: str, resamplings: int, parts: Sequence[str | int] | None = None
@@ -176,27 +198,68 @@ class PixelCurves:
 
     def auroc(self) -> float:
         """Area under the ROC curve of all pixels; ties count half. NaN if one kind is missing."""
-        return _auroc(self._good, self._bad)
+        tables = self._tables()
+        return _auroc(tables.good, tables.bad)
 
     def best_f_score(self) -> tuple[float, float]:
         """The score with the best F-score over pixels, and that F-score; (0, 0) without defects."""
-        right = np.cumsum(self._bad[::-1])[::-1]
-        marked = right + np.cumsum(self._good[::-1])[::-1]
-        total = int(self._bad.sum())
+        tables = self._tables()
+        right = np.cumsum(tables.bad[::-1])[::-1]
+        marked = right + np.cumsum(tables.good[::-1])[::-1]
+        total = int(tables.bad.sum())
         if not total:
             return 0.0, 0.0
         scores = 2 * right / (marked + total)
         best = int(np.argmax(scores))
-        lower_edge = np.array([best << _DROPPED_BITS], np.uint32).view(np.float32)
-        return float(lower_edge[0]), float(scores[best])
+        lowest = best << _DROPPED_BITS if tables.values is None else int(tables.values[best])
+        return float(np.array([lowest], np.uint32).view(np.float32)[0]), float(scores[best])
 
     def au_pro(self, limit: float = PRO_LIMIT) -> float:
         """Area under the curve of mean region overlap, up to `limit` of good pixels; 0..1."""
-        return _au_pro(self._good, self._regions, self._count, limit)
+        tables = self._tables()
+        return _au_pro(tables.good, tables.regions, self._count, limit)
 
 
-_Bins = NDArray[Any]
-_COARSER_BITS = 5
+_Bits = NDArray[Any]
+_COARSE_BITS = 17
+"""Of 32: 64 steps per octave are left."""
+
+
+@dataclass(slots=True)
+class _Tables:
+    """Good pixels, defective ones, and shares of regions, over rising scores."""
+
+    good: NDArray[np.int64]
+    bad: NDArray[np.int64]
+    regions: NDArray[np.float64]
+    values: _Bits | None = None
+    """The scores' bits, where each has a place of its own."""
+
+    @classmethod
+    def empty(cls, size: int) -> _Tables:
+        return cls(np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size))
+
+    def add(
+        self, good: _Bits, bad: _Bits, regions: Sequence[_Bits], values: _Bits | None = None
+    ) -> None:
+        self.values = values
+
+        def place(bits: _Bits) -> tuple[NDArray[Any], NDArray[Any]]:
+            used, counts = np.unique(
+                bits if values is not None else bits >> _DROPPED_BITS, return_counts=True
+            )
+            return used if values is None else np.searchsorted(values, used), counts
+
+        if values is None:  # most of all pixels: counting is faster than sorting
+            self.good += np.bincount(good >> _DROPPED_BITS, minlength=BINS)
+        else:
+            at, counts = place(good)
+            self.good[at] += counts
+        at, counts = place(bad)
+        self.bad[at] += counts
+        for region in regions:
+            at, counts = place(region)
+            self.regions[at] += counts / region.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +272,11 @@ class _Image:
     regions: int
 
     @classmethod
-    def of(cls, good: _Bins, bad: _Bins, regions: Sequence[_Bins]) -> _Image:
-        table = np.zeros((3, BINS >> _COARSER_BITS))
-        for number, bins in enumerate((good, bad, *regions)):
-            counts = np.bincount(bins >> _COARSER_BITS, minlength=table.shape[1])
-            table[min(number, 2)] += counts if number < 2 else counts / bins.size
+    def of(cls, good: _Bits, bad: _Bits, regions: Sequence[_Bits]) -> _Image:
+        table = np.zeros((3, 1 << (31 - _COARSE_BITS)))
+        for number, bits in enumerate((good, bad, *regions)):
+            counts = np.bincount(bits >> _COARSE_BITS, minlength=table.shape[1])
+            table[min(number, 2)] += counts if number < 2 else counts / bits.size
         used = np.flatnonzero(table.any(axis=0))
         return cls(used, table[:, used], len(regions))
 

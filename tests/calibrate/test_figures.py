@@ -72,8 +72,7 @@ def test_pixel_figures_are_those_of_scikit_learn_and_their_intervals_hold_them()
         pixels.append(scores.ravel())
         truths.append(mask.ravel())
     expected = metrics.roc_auc_score(np.concatenate(truths), np.concatenate(pixels))
-    # Scores are sorted into bins of 1/2048 of their value.
-    assert ours["pixel_auroc"].value == pytest.approx(float(expected), abs=2e-6)
+    assert ours["pixel_auroc"].value == pytest.approx(float(expected), abs=1e-9)
     for key in ("pixel_auroc", "au_pro"):
         assert ours[key].low <= ours[key].value + 1e-3
         assert ours[key].value <= ours[key].high + 1e-3
@@ -122,13 +121,13 @@ def test_shares_have_exact_intervals(count: int, of: int) -> None:
 def test_bootstrap_intervals_hold_the_truth_nineteen_times_in_twenty() -> None:
     truth = stats.norm.cdf(1 / math.sqrt(2))  # AUROC of N(1, 1) against N(0, 1)
     hits = 0
-    for seed in range(25):
+    for seed in range(16):
         rng = np.random.default_rng(seed)
         found = [judged(float(v)) for v in rng.normal(5, 1, 60)]
         found += [judged(float(v), "a") for v in rng.normal(6, 1, 60)]
         figure = figures(found)["image_auroc"]
         hits += figure.low <= truth <= figure.high
-    assert hits >= 20  # 23.75 expected; under 20 once in 150 times
+    assert hits >= 13  # 15.2 expected; under 13 once in 100 times
 
 
 def test_average_precision_without_a_class_is_nan() -> None:

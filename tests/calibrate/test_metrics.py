@@ -64,14 +64,38 @@ def test_curves_are_those_of_plain_ones(seed: int, hardness: float) -> None:
     from sklearn.metrics import roc_auc_score
 
     pairs = [scene(seed + k, hardness) for k in range(3)]
-    curves = PixelCurves()
-    for scores, mask in pairs:
-        curves.add(scores, mask)
     maps, masks = [s for s, _ in pairs], [m for _, m in pairs]
-    assert curves.au_pro() == pytest.approx(plain_au_pro(maps, masks), abs=2e-3)
     labels = np.concatenate([m.ravel() for m in masks])
     values = np.concatenate([s.ravel() for s in maps])
-    assert curves.auroc() == pytest.approx(roc_auc_score(labels, values), abs=1e-3)
+    # Exact; in bins from the first image on; and from the third on.
+    for exact, off in ((1 << 24, 1e-9), (0, 1e-4), (4500, 1e-4)):
+        curves = PixelCurves(exact=exact)
+        for scores, mask in pairs:
+            curves.add(scores, mask)
+        assert curves.au_pro() == pytest.approx(plain_au_pro(maps, masks), abs=off)
+        assert curves.auroc() == pytest.approx(roc_auc_score(labels, values), abs=off)
+
+
+def test_bins_are_as_good_as_exact_for_many_pixels() -> None:
+    rng = np.random.default_rng(0)
+    exact, binned = PixelCurves(), PixelCurves(exact=0)
+    for _ in range(4):
+        scores = rng.gamma(2.0, 0.3, (600, 700)).astype(np.float32)
+        mask = np.zeros(scores.shape, np.bool_)
+        mask[100:160, 100:300] = mask[400:420, 50:90] = True
+        scores[mask] += np.float32(0.4)
+        for curves in (exact, binned):
+            curves.add(scores, mask)
+    assert binned.auroc() == pytest.approx(exact.auroc(), abs=1e-6)
+    assert binned.au_pro() == pytest.approx(exact.au_pro(), abs=1e-6)
+    assert binned.best_f_score() == pytest.approx(exact.best_f_score(), abs=1e-4)
+
+
+def test_minus_zero_is_zero() -> None:
+    curves = PixelCurves()
+    scores = np.array([[-0.0, 0.0], [0.0, 1.0]], np.float32)
+    curves.add(scores, scores > 0.5)
+    assert curves.auroc() == 1.0
 
 
 def test_good_images_count_in_both_curves() -> None:
