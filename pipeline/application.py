@@ -25,6 +25,8 @@ From nothing to verdicts:
 
 [bold]linewatch calibrate bundles/NAME --good more-good/[/]: choose the thresholds
 
+[bold]linewatch evaluate bundles/NAME --good more-good/ --bad bad/[/]: how good it is; a report
+
 [bold]linewatch replay line.mkv --bundle bundles/NAME --out results.jsonl[/]: try them
 
 [bold]linewatch run station.yaml[/]: the station itself
