@@ -32,6 +32,7 @@ from calibrate.scores import (
     Lazy,
     Maps,
     Progress,
+    Recipes,
     Scorer,
     high_quantiles,
     raw_maps,
@@ -78,7 +79,7 @@ def calibrate(
     *,
     bad: Sequence[LabelledImage] = (),
     runtimes: Sequence[str] = ("auto",),
-    recipe: Recipe | None = None,
+    recipe: Recipes | None = None,
     out_dir: Path,
     promise: Promise | None = None,
     policy: Policy | None = None,
@@ -95,8 +96,8 @@ def calibrate(
     good: images of good parts that were not trained on. bad: defective ones, if there are any.
     runtimes: `auto` (the fastest here that gives the reference maps), `openvino`, or with a
         precision, `openvino/bf16`.
-    recipe: of the camera that will use it; its zones and minimum area count. Its own thresholds
-        do not: they would hide what is to be found.
+    recipe: of the camera that will use it, or by camera; zones and minimum areas count. Its own
+        thresholds do not: they would hide what is to be found.
     promise: what is wished of false rejects, and how sure all that is said shall be.
     part_pattern: finds a part's id in the names of images; without, images that hardly differ are
         taken for one part.
@@ -108,9 +109,7 @@ def calibrate(
     Raises `DataError` for too few or unfit images, and what `open_runtime` raises.
     """
     bundle = Bundle.load(bundle_path)
-    recipe = (recipe or Recipe()).model_copy(
-        update={"image_threshold": None, "pixel_threshold": None}
-    )
+    recipe = _without_thresholds(Recipe() if recipe is None else recipe)
     chosen = [choose_engine(bundle, *_split(name), calibrating=True) for name in runtimes]
     chosen = list(dict.fromkeys(chosen))
     say = note or _say_nothing
@@ -202,7 +201,7 @@ def _material(
 
 
 def place_tolerance(
-    material: Material, calibration: Calibration, recipe: Recipe, still_px: int
+    material: Material, calibration: Calibration, recipe: Recipes, still_px: int
 ) -> tuple[Tolerance, Material]:
     """The tolerance for each place, and the maps with it; each good one with that of all others."""
     numbers = Thresholds(calibration.q_a, calibration.q_b, NEVER, 1.0)
@@ -217,7 +216,7 @@ def place_tolerance(
 def choose_thresholds(
     material: Material,
     calibration: Calibration,
-    recipe: Recipe,
+    recipe: Recipes,
     promise: Promise,
     *,
     policy: Policy | None = None,
@@ -254,7 +253,7 @@ def choose_thresholds(
         material.bad, material.labels, rule, numbers, recipe, at_most=chosen.good.threshold
     )
     pixel = min(high if drawn is None else drawn, chosen.good.threshold)
-    if recipe.min_area_px or any(zone.min_area_px for zone in recipe.zones):
+    if _smallest_matter(recipe):
         # How large a place is hangs on the pixel threshold: the scores are those that will serve.
         for _ in range(MOST_ROUNDS):
             good_scores, bad_scores, chosen = choice_by(Scorer(numbers(pixel), recipe), pixel)
@@ -264,7 +263,7 @@ def choose_thresholds(
         else:
             raise DataError(
                 f"no pixel threshold under the image threshold found in {MOST_ROUNDS} rounds with "
-                f"a minimum area of {recipe.min_area_px} px: make it smaller"
+                "the recipe's minimum area: make it smaller"
             )
     choice = chosen.good
     thresholds = EngineThresholds(
@@ -288,6 +287,19 @@ def choose_thresholds(
     if policy.name == "good":
         notes += _outliers(maps, good_scores, choice)
     return thresholds, notes
+
+
+def _without_thresholds(recipes: Recipes) -> Recipes:
+    none = {"image_threshold": None, "pixel_threshold": None}
+    if isinstance(recipes, Recipe):
+        return recipes.model_copy(update=none)
+    return {camera: recipe.model_copy(update=none) for camera, recipe in recipes.items()}
+
+
+def _smallest_matter(recipes: Recipes) -> bool:
+    """Whether any recipe asks for a minimum area."""
+    some = [recipes] if isinstance(recipes, Recipe) else list(recipes.values())
+    return any(r.min_area_px or any(zone.min_area_px for zone in r.zones) for r in some)
 
 
 def _outliers(maps: Sequence[GoodMap], scores: Sequence[float], choice: Choice) -> list[str]:

@@ -17,7 +17,7 @@ from calibrate.boxes_eval import matched
 from calibrate.labelled import Defect, LabelledImage
 from calibrate.metrics import PixelCurves, at_pixels
 from calibrate.parts import Thumb, near_duplicates, part_ids, thumb
-from calibrate.scores import pixels_of, raw_map_of
+from calibrate.scores import pixels_of, raw_map_of, recipe_for
 from models.bundle import Bundle, EngineThresholds
 from models.runtimes import Runtime, engine_of
 from pipeline.boxes import finds
@@ -99,7 +99,7 @@ class Judge:
         self._warm: set[tuple[str, tuple[int, ...]]] = set()
 
     def recipe(self, camera: str) -> Recipe:
-        return self._recipes.get(camera) or self._recipes.get("") or Recipe()
+        return recipe_for(self._recipes, camera)
 
     def rule(self, camera: str, frame_hw: tuple[int, int]) -> DecisionRule:
         """The rule as the line would have it for frames of this size."""

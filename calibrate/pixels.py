@@ -16,9 +16,8 @@ import numpy as np
 from calibrate.boxes_eval import f_score, matched
 from calibrate.labelled import LabelledImage
 from calibrate.metrics import PixelCurves, at_pixels
-from calibrate.scores import GoodMap, Scorer
+from calibrate.scores import GoodMap, Recipes, Scorer
 from calibrate.thresholds import LOWEST
-from pipeline.config import Recipe
 from pipeline.rules import Thresholds
 
 STEPS = 24
@@ -31,7 +30,7 @@ def pixel_threshold(
     labels: Sequence[LabelledImage],
     scorer: Scorer,
     numbers: Callable[[float], Thresholds],
-    recipe: Recipe,
+    recipes: Recipes,
     *,
     at_most: float,
 ) -> tuple[float | None, str]:
@@ -60,7 +59,7 @@ def pixel_threshold(
         if threshold < LOWEST:
             break
         thresholds = numbers(float(threshold))
-        rules = Scorer(thresholds, recipe)
+        rules = Scorer(thresholds, recipes)
         found_all = boxes_all = true_all = 0
         for k in known:
             found = maps[k]

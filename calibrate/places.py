@@ -59,6 +59,12 @@ class Places:
                 "tolerance for each place: add images of other good parts, or leave --still-px away"
             )
         sizes = sorted({good.frame_hw for good in maps})
+        cameras = sorted({good.camera for good in maps})
+        if len(cameras) > 1:
+            raise DataError(
+                f"images of cameras {', '.join(cameras)} found, expected one: a tolerance for each "
+                "place is one camera's own; leave --still-px away"
+            )
         if len(sizes) > 1:
             raise DataError(
                 f"good images of {sizes[0][1]}x{sizes[0][0]} and {sizes[-1][1]}x{sizes[-1][0]} "

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -29,6 +29,8 @@ from pipeline.window import inspected_window
 
 Frame = Path | NDArray[np.uint8] | LabelledImage
 """An image file, or uint8 (H, W, C) of the bundle's channels."""
+Recipes = Recipe | Mapping[str, Recipe]
+"""One for all images, or by camera; "" is for cameras that have none of their own."""
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 IN_MEMORY_BYTES = 1 << 28
@@ -48,6 +50,14 @@ class GoodMap:
     tolerance: Tolerance | None = None
     thumb: Thumb | None = None
     """By which images of one part are found; None: a part of its own."""
+    camera: str = ""
+
+
+def recipe_for(recipes: Recipes, camera: str) -> Recipe:
+    """The camera's own, else the one for all, else the defaults."""
+    if isinstance(recipes, Recipe):
+        return recipes
+    return recipes.get(camera) or recipes.get("") or Recipe()
 
 
 class Lazy(Sequence[GoodMap]):
@@ -163,40 +173,43 @@ def raw_maps(
     runtime: Runtime,
     frames: Sequence[Frame],
     in_channels: int,
-    recipe: Recipe,
+    recipes: Recipes,
     progress: Progress | None = None,
 ) -> Maps:
     """Full-size frames through the engine, one by one; see `raw_map_of`."""
     maps = Maps()
     for number, frame in enumerate(frames):
         pixels = pixels_of(frame, in_channels)
-        raw_map = raw_map_of(runtime, pixels, recipe)
+        camera = frame.camera if isinstance(frame, LabelledImage) else ""
+        raw_map = raw_map_of(runtime, pixels, recipe_for(recipes, camera))
         path = frame.path if isinstance(frame, LabelledImage) else frame
         name = str(path) if isinstance(path, Path) else f"frame {number}"
         height, width = pixels.shape[:2]
         if not np.isfinite(raw_map).all():
             raise DataError(f"{name}: a map with NaN or infinity found: the engine failed on it")
-        maps.append(GoodMap(name, (height, width), raw_map, thumb=thumb(pixels)))
+        maps.append(GoodMap(name, (height, width), raw_map, thumb=thumb(pixels), camera=camera))
         if progress is not None:
             progress(number + 1, len(frames))
     return maps
 
 
 class Scorer:
-    """Scores maps of any size with one recipe; zones are rendered once per frame size."""
+    """Scores maps of any size with their recipes; zones are rendered once per frame size."""
 
-    def __init__(self, thresholds: Thresholds, recipe: Recipe) -> None:
+    def __init__(self, thresholds: Thresholds, recipes: Recipes) -> None:
         self._thresholds = thresholds
-        self._recipe = recipe
-        self._rules: dict[tuple[int, int], DecisionRule] = {}
+        self._recipes = recipes
+        self._rules: dict[tuple[str, tuple[int, int]], DecisionRule] = {}
 
     def rule(self, good: GoodMap) -> DecisionRule:
         """For maps of its size and tolerance. Without a tolerance it is kept for the next."""
+        recipe = recipe_for(self._recipes, good.camera)
         if good.tolerance is not None:
-            return DecisionRule(self._thresholds, self._recipe, good.frame_hw, good.tolerance)
-        if good.frame_hw not in self._rules:
-            self._rules[good.frame_hw] = DecisionRule(self._thresholds, self._recipe, good.frame_hw)
-        return self._rules[good.frame_hw]
+            return DecisionRule(self._thresholds, recipe, good.frame_hw, good.tolerance)
+        key = good.camera, good.frame_hw
+        if key not in self._rules:
+            self._rules[key] = DecisionRule(self._thresholds, recipe, good.frame_hw)
+        return self._rules[key]
 
     def inspected(self, good: GoodMap) -> NDArray[np.float32]:
         """Normalised scores of the inspected cells, float32 (n,)."""

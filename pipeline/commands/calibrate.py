@@ -19,9 +19,18 @@ from calibrate.policies import POLICIES, Policy
 from calibrate.thresholds import Promise
 from models.bundle import Bundle
 from models.images import read_image
-from pipeline.commands.labels import Bad, Boxes, Good, Masks, Part, Types, labels_of
+from pipeline.commands.labels import (
+    Bad,
+    Boxes,
+    Good,
+    Masks,
+    Part,
+    Recipes,
+    Types,
+    labels_of,
+    recipes_of,
+)
 from pipeline.commands.progress import progress_bar
-from pipeline.config import load_recipe
 from pipeline.errors import DataError
 
 
@@ -39,9 +48,7 @@ def command(
         list[str] | None,
         typer.Option(help="auto, openvino, openvino/bf16, torch/f32; may be given more than once."),
     ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="The camera's recipe (YAML): zones and minimum area count.")
-    ] = None,
+    recipe: Recipes = None,
     false_rejects: Annotated[
         float, typer.Option(help="The share of good parts that may be rejected.")
     ] = Promise().false_reject,
@@ -108,6 +115,7 @@ def command(
         images = [image for image, kept in zip(images, apart, strict=True) if not kept]
         notes.append(f"{sum(apart)} of {len(apart)} images are kept apart, to be tested on")
     chosen = Labels(tuple(images), ())
+    recipes = recipes_of(recipe, chosen)
     if not chosen.good or (policy != "good" and not chosen.bad):
         found = f"{len(chosen.good)} good and {len(chosen.bad)} defective images found"
         raise DataError(
@@ -120,7 +128,7 @@ def command(
             chosen.good,
             bad=chosen.bad,
             runtimes=runtime or ["auto"],
-            recipe=load_recipe(recipe) if recipe else None,
+            recipe=recipes,
             out_dir=out or bundle.absolute().parent,
             promise=Promise(false_reject=false_rejects, confidence=confidence),
             policy=wanted,

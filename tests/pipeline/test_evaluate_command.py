@@ -125,6 +125,29 @@ def test_several_cameras_have_their_own_recipes(
     assert found["cameras"]["a"]["recall"]["value"] > 0.5
 
 
+def test_cameras_are_calibrated_with_their_own_zones(
+    bundle: Path, data: Path, answer: Answer, tmp_path: Path
+) -> None:
+    """Camera b sees a marked corner that its recipe excludes: the threshold is a's alone."""
+    corner = tmp_path / "b"
+    corner.mkdir()
+    for k in range(12):
+        frame = textured_frame(*HW, 1, seed=400 + k)
+        frame[4:28, 4:28] = 255
+        cv2.imwrite(str(corner / f"b{k}.png"), frame)
+    zones = tmp_path / "b.yaml"
+    zones.write_text("zones:\n- {polygon: [[0, 0], [60, 0], [60, 60], [0, 60]]}\n")
+    plain = tmp_path / "a.yaml"
+    plain.write_text("merge_px: 8\n")
+    folders = ["--good", f"a={data / 'good'}", "--good", f"b={corner}", "--runtime", "torch"]
+    recipes = ["--recipe", f"a={plain}", "--recipe"]
+    apart = answer("calibrate", bundle, *folders, *recipes, f"b={zones}")
+    blind = answer("calibrate", bundle, *folders, *recipes, f"b={plain}")
+    high, low = (a["engines"]["torch/f32"]["image_threshold"] for a in (blind, apart))
+    assert low < 0.8 * high
+    assert run(["calibrate", str(bundle), *map(str, folders), "--still-px", "8"]) == 9
+
+
 def test_compare_names_the_verdicts_that_differ(
     bundle: Path, calibrated: Path, data: Path, answer: Answer
 ) -> None:
