@@ -103,11 +103,12 @@ def test_outputs_have_unit_size_on_pictures(trained: Path) -> None:
     assert 0.4 < float(values.std()) < 2
 
 
+@pytest.mark.parametrize("variant", ["pdn_tiny", "pdn_small"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_builtin_teacher_sees_defects_rather_than_light(channels: int) -> None:
-    teacher = load_builtin_teacher("pdn_tiny", channels)
+def test_the_builtin_teacher_sees_defects_rather_than_light(variant: str, channels: int) -> None:
+    teacher = load_builtin_teacher(variant, channels)
     assert teacher.licence.startswith("part of linewatch")
-    assert teacher.identity.startswith("linewatch-pdn_tiny-")
+    assert teacher.identity.startswith(f"linewatch-{variant}-")
     separated = []
     for seed in range(40):
         rng = np.random.default_rng([99, seed])
