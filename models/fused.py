@@ -70,11 +70,15 @@ class FusedGraph:
 
     def strips(self, map_rows: int, padded_columns: int, at_most_bytes: int) -> tuple[Strip, ...]:
         """Strips whose largest intermediate tensor, in float32, stays within a bound."""
-        per_map_row = max(
-            len(branch.layers[0].bias) * 4 * STRIDE * padded_columns // branch.scale**2
+        per_map_row = STRIDE * self.largest_tensor_bytes(1, padded_columns)
+        return strips(map_rows, max(8, at_most_bytes // per_map_row))
+
+    def largest_tensor_bytes(self, rows: int, columns: int) -> int:
+        """Of the first layers' outputs, teacher and student together, in float32."""
+        return max(
+            len(branch.layers[0].bias) * 4 * rows * columns // branch.scale**2
             for branch in self.branches
         )
-        return strips(map_rows, max(8, at_most_bytes // per_map_row))
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,15 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
         (f"models.{name}", ("torch", "openvino"), (), ())
         for name in ("variants", "fused", "whole", "bundle", "schema", "errors", "runtimes.base")
     ],
-    ("models.runtimes", ("torch",), (), ("models.runtimes.torch_", "models.runtimes.whole_torch")),
+    (
+        "models.runtimes",
+        ("torch",),
+        (),
+        tuple(
+            f"models.runtimes.{name}"
+            for name in ("torch_", "whole_torch", "module", "cuda_")
+        ),
+    ),
     (
         "models.runtimes",
         ("openvino",),

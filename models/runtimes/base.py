@@ -7,7 +7,7 @@ A runtime is one file beside this one and one row in `models.runtimes.RUNTIMES`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +39,10 @@ class Runtime(Protocol):
     def close(self) -> None: ...
 
 
+def _say_nothing(sentence: str) -> None:
+    """Where nobody waits for an engine."""
+
+
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How an engine is to be opened."""
@@ -50,6 +54,12 @@ class EngineOptions:
     """(H, W, C) of the frames, without margin, to compile for now; others compile as they come."""
     cache_dir: Path | None = None
     """Where a runtime that compiles for long may keep engines between starts; None: nowhere."""
+    max_batch: int = 1
+    """Frames that may be given to `infer` together."""
+    memory: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False)
+    """What frames will lie in (whole rings), which outlives the engine: a GPU page-locks it."""
+    say: Callable[[str], None] = _say_nothing
+    """Called with a sentence before anything that takes minutes."""
 
 
 Factory = Callable[[Bundle | None, EngineOptions], Runtime]

@@ -1,85 +1,58 @@
-"""PyTorch, float32, channels_last: the fused graph as plain torch calls.
-
-On the CPU it is what OpenVINO is checked against; on a CUDA device it is the first GPU runtime.
-"""
+"""PyTorch on the CPU, float32, channels last: what the compiled engines are checked against."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from models.bundle import Bundle
-from models.efficientad import at_scale, enlarged
 from models.errors import BundleError
 from models.fused import FusedGraph
-from models.runtimes.base import EngineOptions, Runtime, check_batch
+from models.runtimes.base import EngineOptions, Runtime
+from models.runtimes.lanes import Frames, LaneRuntime, Shape
+from models.runtimes.module import DTYPES, FusedModule
 
 STRIP_BYTES = 256 << 20
 """Bound of the largest intermediate tensor: two or three of them live at once."""
 
 
-class TorchRuntime:
-    """See `models.runtimes.base.Runtime`. `threads` sets torch's own, for the whole process."""
+class CpuLane:
+    """See `models.runtimes.lanes.Lane`: computes at once, in the caller's thread."""
 
-    def __init__(self, graph: FusedGraph, options: EngineOptions, device: str = "cpu") -> None:
-        self.engine_id = f"torch/{options.precision}/{device}"
-        self._graph = graph
-        self._device = torch.device(device)
-        if options.threads > 0:
-            torch.set_num_threads(options.threads)
-        self._offset = torch.from_numpy(graph.offset).to(self._device)
-        self._tensors = [
-            [
-                (
-                    torch.from_numpy(layer.weight)
-                    .to(self._device)
-                    .contiguous(memory_format=torch.channels_last),
-                    torch.from_numpy(layer.bias).to(self._device),
-                )
-                for layer in branch.layers
-            ]
-            for branch in graph.branches
-        ]
-
-    def infer(
-        self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
-    ) -> list[float]:
-        """See `Runtime.infer`. Raises `DataError` for shapes that do not fit."""
-        check_batch(padded, out, self._graph.in_channels)
-        peaks = []
-        for frame, raw_map in zip(padded, out, strict=True):
-            for strip in self._graph.strips(raw_map.shape[0], frame.shape[1], STRIP_BYTES):
-                part = raw_map[strip.first : strip.last]
-                part[...] = self._map(frame[strip.input_rows], part.shape)
-            peaks.append(float(raw_map.max()))
-        return peaks
-
-    def close(self) -> None:
-        self._tensors.clear()
+    def __init__(self, module: FusedModule, shape: Shape) -> None:
+        self._module = module
+        self._input = torch.empty(shape, dtype=torch.uint8)
+        self._found: NDArray[np.float32] | None = None
 
     @torch.inference_mode()
-    def _map(self, rows: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.float32]:
-        # A copy, since torch.from_numpy warns about read-only frames and refuses some strides.
-        pixels = torch.from_numpy(np.array(rows)).to(self._device)
-        # Channels last in memory, as the frame is.
-        planes = (pixels.float() - self._offset).permute(2, 0, 1)[None]
-        raw_map = torch.zeros(size, device=self._device)
-        for branch, tensors in zip(self._graph.branches, self._tensors, strict=True):
-            x = at_scale(planes, branch.scale)
-            for layer, (weight, bias) in zip(branch.layers, tensors, strict=True):
-                x = nn.functional.conv2d(x, weight, bias, groups=layer.groups)
-                if layer.relu:
-                    x = x.relu_()
-                if layer.pool:
-                    x = nn.functional.avg_pool2d(x, 2)
-            found = enlarged(x.square_().sum(dim=1), branch.scale)
-            raw_map += found[0, : size[0], : size[1]]
-        on_cpu: NDArray[np.float32] = raw_map.cpu().numpy()
-        return on_cpu
+    def start(self, frames: Frames) -> None:
+        for frame, room in zip(frames, self._input.numpy(), strict=True):
+            room[...] = frame
+        self._found = self._module(self._input).numpy()
+
+    def finish(self) -> NDArray[np.float32]:
+        assert self._found is not None, "a lane is begun before it is finished"
+        return self._found
+
+
+class TorchRuntime(LaneRuntime):
+    """See `models.runtimes.base.Runtime`. `threads` sets torch's own, for the whole process."""
+
+    def __init__(
+        self, graph: FusedGraph, options: EngineOptions, *, strip_bytes: int = STRIP_BYTES
+    ) -> None:
+        if options.threads > 0:
+            torch.set_num_threads(options.threads)
+        module = FusedModule(graph, DTYPES[options.precision]).eval()
+        super().__init__(
+            f"torch/{options.precision}/cpu",
+            graph,
+            lambda shape: CpuLane(module, shape),
+            shapes=options.shapes,
+            strip_bytes=strip_bytes,
+            max_batch=options.max_batch,
+        )
 
 
 def open_engine(bundle: Bundle | None, options: EngineOptions) -> Runtime:
