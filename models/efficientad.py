@@ -22,13 +22,14 @@ class StudentTeacher(nn.Module):
 
     Buffers: `input_mean`, `input_std` [in_channels], of pixels scaled to 0..1; `feature_mean`,
     `feature_std` [C], of the teacher's outputs over the training tiles. The student predicts
-    normalised teacher features.
+    normalised teacher features. `rotation` [k, C] or None: see `models.rotation`.
     """
 
     input_mean: torch.Tensor
     input_std: torch.Tensor
     feature_mean: torch.Tensor
     feature_std: torch.Tensor
+    rotation: torch.Tensor | None
 
     def __init__(self, variant: str, in_channels: int) -> None:
         super().__init__()
@@ -41,19 +42,33 @@ class StudentTeacher(nn.Module):
         self.register_buffer("input_std", torch.ones(in_channels))
         self.register_buffer("feature_mean", torch.zeros(channels))
         self.register_buffer("feature_std", torch.ones(channels))
+        self.register_buffer("rotation", None)
 
     def normalise(self, padded: torch.Tensor) -> torch.Tensor:
         """uint8 [N, H + 32, W + 32, in_channels] -> float32 [N, in_channels, H + 32, W + 32]."""
         x = padded.permute(0, 3, 1, 2).to(self.input_mean.dtype) / 255.0
         return (x - self.input_mean[:, None, None]) / self.input_std[:, None, None]
 
-    def squared_difference(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalised pixels -> (teacher - student)^2 per channel, [N, C, h, w] (equation 1)."""
+    def difference(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels -> teacher - student in each channel, [N, C, h, w]."""
         with torch.no_grad():
             target = self.teacher(x)
             target = (target - self.feature_mean[:, None, None]) / self.feature_std[:, None, None]
-        difference: torch.Tensor = (target - self.student(x)) ** 2
+        difference: torch.Tensor = target - self.student(x)
         return difference
+
+    def squared_difference(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels -> what is trained on, [N, C, h, w] (equation 1)."""
+        return self.difference(x) ** 2
+
+    def raw_map(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalised pixels -> the mean over channels of the squared difference, [N, h, w]."""
+        difference = self.difference(x)
+        channels = difference.shape[1]
+        if self.rotation is not None:
+            kernel = self.rotation[:, :, None, None].to(difference.dtype)
+            difference = nn.functional.conv2d(difference, kernel)
+        return (difference**2).sum(dim=1) / channels
 
     @torch.no_grad()
     def copy_teacher(self) -> None:
@@ -65,7 +80,7 @@ class StudentTeacher(nn.Module):
 
     def forward(self, padded: torch.Tensor) -> torch.Tensor:
         """uint8 [N, H + 32, W + 32, in_channels] -> raw map float32 [N, ceil(H/4), ceil(W/4)]."""
-        return self.squared_difference(self.normalise(padded)).mean(dim=1)
+        return self.raw_map(self.normalise(padded))
 
 
 class Detector(nn.Module):
@@ -116,8 +131,7 @@ class Detector(nn.Module):
         for scale in self.scales:
             pair = self.pair(scale)
             x = at_scale(pair.normalise(padded), scale)
-            raw_map = pair.squared_difference(x).mean(dim=1)
-            maps.append(enlarged(raw_map, scale)[:, :rows, :columns])
+            maps.append(enlarged(pair.raw_map(x), scale)[:, :rows, :columns])
         return torch.stack(maps).mean(dim=0)
 
 

@@ -12,7 +12,8 @@ folded into the weights, in float64, before they are rounded to float32:
 2. Middle layers: two groups, teacher then student.
 3. Last layer: one convolution over both, weights [W_T / sigma, -W_S] / r and bias
    ((b_T - mu) / sigma - b_S) / r, with mu, sigma the teacher's feature statistics at this scale,
-   and r^2 the number of channels times that of scales. Its output is the difference over r.
+   and r^2 the number of channels times that of scales. Its output is the difference over r. A
+   rotation, where there is one, is multiplied in from the left.
 4. The branch's map is the sum of its squares over the channels, to be summed in float32.
 
 The result equals `models.efficientad.Detector.forward` up to float32 rounding (tested).
@@ -32,7 +33,8 @@ from models.whole import WholeGraph, whole_graph, whole_shapes
 
 Weights = Mapping[str, NDArray[np.float32]]
 """A `Detector`'s state: `teacher.conv1.weight`, ..., `input_mean`, `input_std`, and for each scale
-`scale1.student.conv1.weight`, ..., `scale1.feature_mean`, `scale1.feature_std`."""
+`scale1.student.conv1.weight`, ..., `scale1.feature_mean`, `scale1.feature_std`, and perhaps
+`scale1.rotation` (see `models.rotation`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,11 @@ def check_weights(
 ) -> None:
     """Raise `BundleError` unless the tensors are exactly those of the detector, and finite."""
     expected = weight_shapes(variant, in_channels, scales)
+    channels = VARIANTS[variant][-1].out_channels
+    for name in (f"scale{scale}.rotation" for scale in scales):
+        kept = weights[name].shape[0] if name in weights and weights[name].ndim == 2 else 0
+        if name in weights:
+            expected[name] = (min(max(kept, 1), channels), channels)
     if global_branch:
         expected |= whole_shapes(variant, in_channels)
     for name in sorted(expected.keys() | weights.keys()):
@@ -224,6 +231,9 @@ def _branch(
     weight = np.concatenate([teacher, -get(f"{student}.conv{last}.weight")], axis=1) / root
     bias = (get(f"teacher.conv{last}.bias") - get(f"scale{scale}.feature_mean")) / sigma
     bias = (bias - get(f"{student}.conv{last}.bias")) / root
+    if f"scale{scale}.rotation" in weights:
+        rotation = get(f"scale{scale}.rotation")
+        weight, bias = np.einsum("kc,cixy->kixy", rotation, weight), rotation @ bias
     layers.append(_conv(weight, bias, 1, False, specs[-1].pool))
     return FusedBranch(scale, tuple(layers))
 

@@ -5,7 +5,8 @@
    student that learns to repeat the normalised teacher on crops of the tiles, and to differ from it
    at drawn defects (`models.student`, `models.fit`). On the way it is validated, by default on
    drawn defects on the held-out images (`models.validation`), and its best state is kept.
-3. The map quantiles q_a and q_b are those of tiles of the held-out images.
+3. Where asked for, the map's strongest directions are chosen (`models.rotation`).
+4. The map quantiles q_a and q_b are those of tiles of the held-out images.
 
 On a CPU, one seed and one number of threads give one result, killed and resumed or not.
 """
@@ -35,8 +36,10 @@ from models.fit import Companions, Fit, fit_student
 from models.global_branch import Window, fit_global, set_affine, shrunk_images
 from models.images import guess_channels
 from models.measure import map_quantiles, measure_teacher
+from models.pdn import feature_channels
 from models.penalty import PenaltySource
 from models.precedents import Precedents, choose_images, learn_coarse
+from models.rotation import rotate
 from models.settings import TrainingSettings, check_settings
 from models.student import begin_student
 from models.teacher import Teacher, load_builtin_teacher
@@ -45,6 +48,7 @@ from models.validation import (
     MOST_IMAGES,
     Validate,
     ValidationImages,
+    drawn_crops,
     on_drawn_defects,
     on_images,
 )
@@ -109,6 +113,11 @@ def train(
     if channels is None:
         channels = guess_channels(images)
     teacher = teacher or load_builtin_teacher(variant, channels)
+    if settings.map_channels >= (every := feature_channels(teacher.net.variant)):
+        raise DataError(
+            f"map_channels {settings.map_channels} found, expected fewer than the {every} of "
+            f"{teacher.net.variant}, or 0 for all"
+        )
     learn, held_out = split(images, settings)
     with seeded(settings.seed):
         model = Detector(
@@ -153,7 +162,7 @@ def train(
         ]
     elif settings.validations and settings.spoiled:
         validates = [
-            on_drawn_defects(held_out, channels, scale, inspected, settings)
+            on_drawn_defects(drawn_crops(held_out, channels, scale, inspected, settings))
             for scale in model.scales
         ]
     companions = [
@@ -169,6 +178,13 @@ def train(
     fits = _fit_students(
         model, tiles, settings, companions=companions, penalties=penalties, report=report
     )
+    rotations = {}
+    for scale in model.scales if settings.map_channels else ():
+        report("choose the map's channels", model.scales.index(scale), len(model.scales))
+        crops = drawn_crops(held_out, channels, scale, inspected, settings)
+        rotations[str(scale)] = rotate(
+            model.pair(scale), crops, settings.map_channels, on_drawn_defects(crops)
+        )
     q_a, q_b = map_quantiles(model.eval(), held_out, inspected, settings, report)
     if not (math.isfinite(q_a) and q_b > q_a):
         raise DataError(
@@ -199,6 +215,7 @@ def train(
         "last_loss": round(float(np.mean(losses[-100:])), 6),
         "validated_on": _validated_on(validation, validates[0]),
         "global_loss": global_losses[-1] if global_losses else None,
+        "map_channels": rotations,
         "curves": {str(scale): _curve(fit) for scale, fit in fits.items()},
     }
     states = [each.state for each in companions if each.state is not None]

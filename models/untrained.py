@@ -26,8 +26,12 @@ def untrained_model(
     seed: int = 0,
     noise: float = 0.05,
     global_branch: bool = False,
+    map_channels: int = 0,
 ) -> Detector:
-    """A random teacher with unit feature statistics on textured frames; student noise relative."""
+    """A random teacher with unit feature statistics on textured frames; student noise relative.
+
+    map_channels: directions in the map, random ones; 0: all channels.
+    """
     generator = torch.Generator().manual_seed(seed)
     with seeded(seed):
         model = Detector(variant, in_channels, scales, global_branch=global_branch)
@@ -47,6 +51,11 @@ def untrained_model(
             pair.copy_teacher()
             for parameter in pair.student.parameters():
                 parameter.mul_(1 + noise * torch.randn(parameter.shape, generator=generator))
+            if map_channels:
+                channels = len(pair.feature_mean)
+                square = torch.randn(channels, channels, generator=generator)
+                directions = torch.linalg.qr(square).Q[:map_channels]
+                pair.rotation = directions * (channels / map_channels) ** 0.5
     return model.eval()
 
 
@@ -58,9 +67,17 @@ def untrained_bundle(
     *,
     seed: int = 0,
     global_branch: bool = False,
+    map_channels: int = 0,
 ) -> Path:
     """A bundle of `untrained_model`, with map quantiles and references but no thresholds."""
-    model = untrained_model(variant, in_channels, scales, seed=seed, global_branch=global_branch)
+    model = untrained_model(
+        variant,
+        in_channels,
+        scales,
+        seed=seed,
+        global_branch=global_branch,
+        map_channels=map_channels,
+    )
     frames = [textured_frame(128, 160, in_channels, seed=k) for k in range(2)]
     padded = [pad_frame(frame, FRAME_MARGIN_PX) for frame in frames]
     values = np.concatenate([reference_map(model, frame).ravel() for frame in padded])

@@ -54,6 +54,18 @@ class ValidationImages:
 Validate = Callable[[StudentTeacher], float]
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnCrop:
+    """A padded crop uint8 (rows, columns, C) before and after defects were drawn into it."""
+
+    before: NDArray[np.uint8]
+    after: NDArray[np.uint8]
+    cells: NDArray[np.int64]
+    """(h, w): k > 0 where defect k can be seen."""
+    counted: NDArray[np.bool_]
+    """(h, w): what is inspected."""
+
+
 def on_images(
     images: ValidationImages, scale: int, inspected: NDArray[np.bool_] | None, seed: int
 ) -> Validate:
@@ -76,14 +88,14 @@ def on_images(
     return validate
 
 
-def on_drawn_defects(
+def drawn_crops(
     held_out: Sequence[Path],
     channels: int,
     scale: int,
     inspected: NDArray[np.bool_] | None,
     settings: TrainingSettings,
-) -> Validate:
-    """AUROC of drawn defects among good crops of held-out images; all the same each time."""
+) -> list[DrawnCrop]:
+    """At most 24 crops of held-out good images; the same each time."""
     tiles = build_tiles(
         held_out,
         channels,
@@ -93,15 +105,19 @@ def on_drawn_defects(
         mask=settings.mask,
         mask_threshold=settings.mask_threshold,
     )
-    crops = list(_drawn(tiles, np.random.default_rng([settings.seed, 3])))
+    return _drawn(tiles, np.random.default_rng([settings.seed, 3]))
+
+
+def on_drawn_defects(crops: Sequence[DrawnCrop]) -> Validate:
+    """AUROC of drawn defects among good crops."""
 
     def validate(model: StudentTeacher) -> float:
         good, bad = [], []
-        for before, after, cells, counted in crops:
-            plain, marred = (_raw_map(model, pixels) for pixels in (before, after))
-            good.append(float(plain[counted].max()))
-            numbers = np.unique(cells[cells > GOOD])
-            bad += [float(marred[cells == number].max()) for number in numbers]
+        for crop in crops:
+            plain, marred = (_raw_map(model, pixels) for pixels in (crop.before, crop.after))
+            good.append(float(plain[crop.counted].max()))
+            numbers = np.unique(crop.cells[crop.cells > GOOD])
+            bad += [float(marred[crop.cells == number].max()) for number in numbers]
         return auroc(np.array(good), np.array(bad))
 
     return validate
@@ -116,12 +132,8 @@ def auroc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> float:
     return float(below.mean() / 2 / len(ranked))
 
 
-Drawn = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int64], NDArray[np.bool_]]
-
-
-def _drawn(tiles: TileSet, rng: np.random.Generator) -> list[Drawn]:
-    """Crops before and after, each cell's state, and which of them are inspected."""
-    crops: list[Drawn] = []
+def _drawn(tiles: TileSet, rng: np.random.Generator) -> list[DrawnCrop]:
+    crops: list[DrawnCrop] = []
     for index in rng.permutation(len(tiles))[:SYNTHETIC_CROPS].tolist():
         tile = tiles[index]
         rows, columns = cells_hw(*(min(SYNTHETIC_PX, side) for side in tile.shape[:2]))
@@ -130,7 +142,7 @@ def _drawn(tiles: TileSet, rng: np.random.Generator) -> list[Drawn]:
         marred, cells = spoiled_crop(crop, rng, DEFECTS_PER_CROP)
         cells[~counted] = GOOD
         if counted.any():
-            crops.append((crop, marred, cells, counted))
+            crops.append(DrawnCrop(crop, marred, cells, counted))
     return crops
 
 
@@ -160,7 +172,7 @@ def _raw_map(model: StudentTeacher, padded: NDArray[np.uint8]) -> NDArray[np.flo
     half = compute_type(device)
     with torch.autocast(device.type, half, enabled=half != torch.float32):
         x = model.normalise(torch.from_numpy(np.array(padded)[None]).to(device))
-        raw_map = model.squared_difference(x).float().mean(dim=1)[0]
+        raw_map = model.raw_map(x).float()[0]
     found: NDArray[np.float32] = raw_map.cpu().numpy()
     return found
 

@@ -18,6 +18,7 @@ from models.untrained import textured_frame, untrained_model
 from models.validation import (
     ValidationImages,
     auroc,
+    drawn_crops,
     image_peak,
     on_drawn_defects,
     on_images,
@@ -73,7 +74,7 @@ def test_drawn_defects_are_the_same_each_time(tmp_path: Path) -> None:
     model = untrained_model("pdn_tiny", 1).pair(1)
     values = []
     for seed in (0, 0, 1):
-        validate = on_drawn_defects(good, 1, 1, None, TrainingSettings(seed=seed))
+        validate = on_drawn_defects(drawn_crops(good, 1, 1, None, TrainingSettings(seed=seed)))
         values.append(validate(model))
     assert values[0] == values[1] != values[2]
     assert all(0 <= value <= 1 for value in values)
