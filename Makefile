@@ -12,13 +12,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.linewatch-installed
 PYTHON ?=
 TORCH_INDEX ?=
+# Of the torch in configs/constraints.txt. It is read, and not installed: it needs a GPU.
+TORCH_TENSORRT := 2.13.0
 ARGS ?=
 
-.PHONY: help setup demo test deeppcb magnetic clean
+.PHONY: help setup demo test conformance deeppcb magnetic clean
 
 help:
 	@echo "make demo      set up, then train, calibrate and run a rendered line; figures in demo-out/"
 	@echo "make test      set up, then ruff, mypy --strict and all tests"
+	@echo "make conformance  set up, then torch-tensorrt's own lowering and partitioner over our graphs:"
+	@echo "               would each become one TensorRT engine? No GPU needed; about a minute"
 	@echo "make deeppcb   set up, then train, calibrate, replay and report on boards of LINEWATCH_DATA"
 	@echo "make magnetic  set up, then train, calibrate and report on tiles of LINEWATCH_DATA"
 	@echo "make setup     set up only: .venv with linewatch and its pinned dependencies"
@@ -40,6 +44,10 @@ test: $(STAMP)
 	done; \
 	if [ -n "$$failed" ]; then echo "make test: failed:$$failed"; exit 1; fi; \
 	echo "make test: all checks passed"
+
+# No part of `make test`: it runs torch-tensorrt's code with a stand-in for TensorRT's libraries.
+conformance: $(STAMP)
+	$(BIN)/python tests/conformance/lowering.py
 
 deeppcb: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/deeppcb_line.sh $(ARGS)
@@ -67,7 +75,12 @@ $(STAMP): pyproject.toml configs/constraints.txt
 	echo "== installing into $(VENV); the first time this takes minutes"; \
 	$(BIN)/python -m pip install --disable-pip-version-check \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		-c configs/constraints.txt -e '.[station,test]'
+		-c configs/constraints.txt -e '.[station,test]'; \
+	echo "== fetching torch-tensorrt's source, which tests read"; \
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+		--only-binary=:all: --target $(VENV)/conformance torch-tensorrt==$(TORCH_TENSORRT) || \
+		echo "note: no torch-tensorrt for this machine; only tests need it, and say so"
 	@if ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c \
 		"import importlib.metadata as m, sys; sys.exit('+cpu' not in m.version('torch'))"; then \
 		echo "note: no NVIDIA GPU here, and your package index gave torch's CUDA build. It works;"; \

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ class EngineThresholds:
     """Of all scores that it rests on: what heatmaps show is a part of this range."""
 
 
+LayerPeaks = tuple[tuple[float, ...], tuple[float, ...]]
+"""Teacher's and student's; of each channel, or one of all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """A raw map value m is the score 0.1 (m - q_a) / (q_b - q_a) (EfficientAD, section 3.4)."""
@@ -72,6 +76,9 @@ class Calibration:
     """By `runtime/precision`, such as `openvino/bf16`. Empty until calibrated."""
     images: tuple[str, ...] = ()
     """SHA-256 of the image files that any of the thresholds rests on: they cannot test it."""
+    activation_peaks: Mapping[str, tuple[LayerPeaks, ...]] = field(default_factory=dict)
+    """What int8 engines are quantised by: of `scale1` (and `scale2`), for each layer but the last,
+    the highest outputs of teacher and student. Empty until calibrated for int8."""
 
     def raw(self, score: float) -> float:
         """The raw map value of a normalised score."""
@@ -158,7 +165,16 @@ def parse_calibration(path: Path, data: bytes) -> Calibration:
             str(key): EngineThresholds(**values) for key, values in content["engines"].items()
         }
         images = tuple(str(digest) for digest in content["images"])
-        calibration = Calibration(float(content["q_a"]), float(content["q_b"]), engines, images)
+        peaks = {
+            str(scale): tuple(
+                (tuple(map(float, teacher)), tuple(map(float, student)))
+                for teacher, student in layers
+            )
+            for scale, layers in content.get("activation_peaks", {}).items()
+        }
+        calibration = Calibration(
+            float(content["q_a"]), float(content["q_b"]), engines, images, peaks
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{where}: {error}: calibrate again with this linewatch") from error
     check_calibration(calibration, where)
@@ -172,6 +188,14 @@ def check_calibration(calibration: Calibration, where: str) -> None:
             f"{where}: quantiles {calibration.q_a!r} and {calibration.q_b!r} found, expected "
             "finite q_a < q_b: train on more varied good images"
         )
+    for scale, layers in calibration.activation_peaks.items():
+        values = [value for pair in layers for peaks in pair for value in peaks]
+        highest = [max(peaks, default=0.0) for pair in layers for peaks in pair]
+        if not all(math.isfinite(v) and v >= 0 for v in values) or not min(highest, default=0) > 0:
+            raise BundleError(
+                f"{where}: activation_peaks: {scale}: not finite, negative or all zero, expected "
+                "what layers gave: calibrate again"
+            )
     for key, engine in calibration.engines.items():
         for name in ("image_threshold", "pixel_threshold"):
             value = getattr(engine, name)

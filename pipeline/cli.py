@@ -50,6 +50,9 @@ COMMANDS: dict[str, Command] = {
     "compare": Command(
         "pipeline.commands.compare", "Two bundles on the same images: figures, verdicts, speed."
     ),
+    "compile": Command(
+        "pipeline.commands.compile", "Compile a bundle's TensorRT engines ahead, on the station."
+    ),
     "run": Command("pipeline.commands.run", "Run a station as a daemon, until it is told to stop."),
     "replay": Command(
         "pipeline.commands.replay", "Send recordings through the whole line; writes all verdicts."

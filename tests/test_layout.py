@@ -63,14 +63,18 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
         (),
         tuple(
             f"models.runtimes.{name}"
-            for name in ("torch_", "whole_torch", "module", "cuda_")
+            for name in ("torch_", "whole_torch", "module", "cuda_", "tensorrt_")
         ),
     ),
     (
         "models.runtimes",
         ("openvino",),
         (),
-        ("models.runtimes.openvino_", "models.runtimes.whole_openvino"),
+        (
+            "models.runtimes.openvino_",
+            "models.runtimes.openvino_graph",
+            "models.runtimes.whole_openvino",
+        ),
     ),
     ("models.pdn", ("models.efficientad", "models.training", "models.bundle"), (), ()),
     ("models.efficientad", ("models.training", "models.bundle", "models.runtimes"), (), ()),

@@ -6,6 +6,10 @@
    stream; each waits for the other by events, and the host for the last one only.
 3. Only maps come back.
 
+What keeps two lanes apart: each has an input, an output and a host buffer of its own; all
+arithmetic runs on one stream, in order; and a lane begins again only after the host has waited for
+its last event, after which nothing on the GPU touches its buffers.
+
 `models.runtimes.tensorrt_` is the same with compiled engines in the place of captured graphs.
 """
 
@@ -30,6 +34,8 @@ from models.runtimes.module import DTYPES, FusedModule
 STRIP_BYTES = 4 << 30
 """Bound of the largest intermediate tensor, counted in float32: 2^30 elements, half of what one
 convolution may have."""
+ALREADY_REGISTERED = 712
+"""cudaErrorHostMemoryAlreadyRegistered"""
 WARM_UPS = 3
 """Runs before a capture, in which cuDNN chooses its algorithms."""
 
@@ -50,7 +56,12 @@ class CudaStreams:
 
 
 class CudaLane:
-    """See `models.runtimes.lanes.Lane`. capture: as a CUDA graph, else called each time."""
+    """See `models.runtimes.lanes.Lane`. capture: as a CUDA graph, else called each time.
+
+    Without a capture `forward` gives a new tensor each time. It comes from the memory of the
+    compute stream, and goes back there when the lane begins again: by then it has been copied, so
+    whatever is computed next on that stream may have its place.
+    """
 
     def __init__(
         self,
@@ -69,6 +80,8 @@ class CudaLane:
         )
         self._forward = forward
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._uploading: list[torch.Tensor] = []
+        # Zeros and weights were written on torch's usual stream, which no event here waits for.
         torch.cuda.synchronize(device)
         with torch.inference_mode(), torch.cuda.stream(streams.compute):
             for _ in range(WARM_UPS):
@@ -84,11 +97,22 @@ class CudaLane:
         self._host = torch.empty(self._output.shape, dtype=torch.float32, pin_memory=True)
 
     def start(self, frames: Frames) -> None:
+        try:
+            self._start(frames)
+        except BaseException:
+            # `finish` waits for the last event, which was not reached: here, for what was begun.
+            torch.cuda.synchronize(self._input.device)
+            self._uploading.clear()
+            raise
+
+    def _start(self, frames: Frames) -> None:
         with torch.cuda.stream(self._streams.up):
             for frame, room in zip(frames, self._input, strict=True):
                 # torch takes no read-only memory, and would copy strided rows one by one.
                 whole = frame.flags.writeable and frame.flags.c_contiguous
                 pixels = torch.from_numpy(frame if whole else np.array(frame, order="C"))
+                # A copy of our own must outlive its upload: CUDA may read it later than it says.
+                self._uploading.append(pixels)
                 room.copy_(pixels, non_blocking=True)
             self._uploaded.record()
         self._streams.compute.wait_event(self._uploaded)
@@ -105,6 +129,7 @@ class CudaLane:
 
     def finish(self) -> NDArray[np.float32]:
         self._done.synchronize()
+        self._uploading.clear()
         found: NDArray[np.float32] = self._host.numpy()
         return found
 
@@ -127,7 +152,8 @@ class CudaRuntime(LaneRuntime):
     ) -> None:
         device = gpu()
         torch.backends.cudnn.benchmark = True
-        self._locked = [memory for memory in options.memory if _page_lock(memory)]
+        # torch's default rounds float32 convolutions to 10 bits (TF32): f32 would not be f32.
+        torch.backends.cudnn.allow_tf32 = False
         module = FusedModule(graph, DTYPES[options.precision]).eval().to(device)
         streams = CudaStreams(device)
 
@@ -143,10 +169,12 @@ class CudaRuntime(LaneRuntime):
             strip_bytes=strip_bytes,
             max_batch=options.max_batch,
         )
+        # Last, since what cannot be opened is never closed.
+        self._locked = [memory for memory in options.memory if _page_lock(memory, device)]
 
     def close(self) -> None:
-        super().close()
         torch.cuda.synchronize()
+        super().close()
         for memory in self._locked:
             with suppress(RuntimeError):
                 _cudart().cudaHostUnregister(memory.ctypes.data)
@@ -172,11 +200,20 @@ def _cudart() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
-def _page_lock(memory: NDArray[np.uint8]) -> bool:
-    """Whether the GPU may now copy out of it by itself; without, uploads are slower, not wrong."""
+def _page_lock(memory: NDArray[np.uint8], device: torch.device) -> bool:
+    """Whether the GPU may now copy out of it by itself; without, uploads are slower, not wrong.
+
+    False too for what another engine of this process has locked, and will unlock.
+    """
     result = _cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)
     if int(result) == 0:
         return True
+    # CUDA keeps the error until somebody asks, and torch asks after its next kernel: let that be
+    # this one, and not the first frame's.
+    with suppress(RuntimeError):
+        torch.ones(1, device=device).add_(1)
+    if int(result) == ALREADY_REGISTERED:
+        return False
     log.warning(
         "%d MiB of the ring cannot be page-locked (CUDA error %d): frames go up more slowly; "
         "raise the limit of locked memory (LimitMEMLOCK=infinity)",
