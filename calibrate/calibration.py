@@ -1,6 +1,7 @@
 """Choose a bundle's thresholds, for each runtime and precision.
 
-1. The engine is opened and held to the reference maps, as on the line.
+1. The engine is opened and held to the reference maps, as on the line; int8 must first show what
+   it costs (`calibrate.quantised`).
 2. Every image goes through it at full size.
 3. Where parts lie still: a tolerance for each place (`calibrate.places`).
 4. Images of one part count once (`calibrate.parts`): a part's score is the highest of its images'.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from calibrate.parts import near_duplicates, part_ids, part_scores
 from calibrate.pixels import pixel_threshold
 from calibrate.places import Places
 from calibrate.policies import Chosen, Policy, choose
+from calibrate.quantised import Cost, compare, with_ranges
 from calibrate.scores import (
     Frame,
     GoodMap,
@@ -39,9 +42,9 @@ from calibrate.scores import (
 )
 from calibrate.thresholds import LOWEST, Choice, Promise
 from models.bundle import Bundle, Calibration, EngineThresholds, recalibrated
-from models.errors import ParityError
+from models.errors import ParityError, RuntimeUnavailable
+from models.runtimes import Runtime, engine_of, open_runtime
 from models.runtimes import choose as choose_engine
-from models.runtimes import engine_of, open_runtime
 from pipeline.config import Recipe
 from pipeline.errors import DataError
 from pipeline.rules import Thresholds
@@ -116,23 +119,37 @@ def calibrate(
     engines = dict(bundle.calibration.engines)
     tolerances = bundle.tolerances()
     frames = [*good, *bad]
-    for number, (name, precision) in enumerate(chosen):
+    passes = _Passes(progress, sum(3 if precision == "int8" else 1 for _, precision in chosen))
+    refused: list[str] = []
+    for name, precision in chosen:
+        if precision == "int8":
+            measured = with_ranges(bundle, good, threads, passes.next())
+        else:
+            measured = bundle
+        open_engine = partial(
+            open_runtime, measured, threads=threads, cache_dir=cache_dir, calibrating=True
+        )
         fallback = "f32" if "auto" in runtimes and precision != "f32" else None
         try:
-            runtime = open_runtime(
-                bundle, name, precision, threads=threads, cache_dir=cache_dir, calibrating=True
-            )
+            runtime = open_engine(name, precision)
         except ParityError as error:
             if fallback is None:
                 raise
             say(f"{name}/{precision} is refused, {name}/{fallback} is taken instead: {error}")
-            runtime = open_runtime(
-                bundle, name, fallback, threads=threads, cache_dir=cache_dir, calibrating=True
-            )
+            runtime = open_engine(name, fallback)
         try:
-            maps = raw_maps(
-                runtime, frames, bundle.in_channels, recipe, _shifted(progress, number, len(chosen))
-            )
+            if precision == "int8":
+                plain = open_engine(name, "f32")
+                cost = _cost(plain, runtime, good, bundle=measured, recipe=recipe, passes=passes)
+                say(f"{name}/{precision}: {cost.sentence}")
+                if cost.refused:
+                    refused.append(cost.sentence)
+                    engines.pop(f"{name}/{precision}", None)
+                    tolerances.pop(f"{name}/{precision}", None)
+                    passes.next()
+                    continue
+                bundle = measured
+            maps = raw_maps(runtime, frames, bundle.in_channels, recipe, passes.next())
         finally:
             runtime.close()
         engine = engine_of(runtime.engine_id)
@@ -153,11 +170,42 @@ def calibrate(
         engines[engine] = dataclasses.replace(chosen_here, still_px=still_px)
         for sentence in notes:
             say(f"{engine}: {sentence}")
+    if len(refused) == len(chosen):
+        raise RuntimeUnavailable(f"{bundle.path.name}: {refused[0]}")
     digests = {*bundle.calibration.images, *(d for frame in frames if (d := _digest(frame)))}
     calibration = dataclasses.replace(
         bundle.calibration, engines=engines, images=tuple(sorted(digests))
     )
     return recalibrated(bundle, out_dir, calibration, tolerances)
+
+
+def _cost(
+    plain: Runtime,
+    quantised: Runtime,
+    good: Sequence[Frame],
+    *,
+    bundle: Bundle,
+    recipe: Recipes,
+    passes: _Passes,
+) -> Cost:
+    """What int8 changes, with thresholds by good parts alone."""
+
+    def thresholds(maps: Sequence[GoodMap]) -> EngineThresholds:
+        material = Material.of_good(maps)
+        return choose_thresholds(material, bundle.calibration, recipe, Promise())[0]
+
+    try:
+        return compare(
+            plain,
+            quantised,
+            good,
+            bundle=bundle,
+            recipes=recipe,
+            choose=thresholds,
+            progress=passes.next(),
+        )
+    finally:
+        plain.close()
 
 
 def _say_nothing(sentence: str) -> None:
@@ -321,8 +369,15 @@ def _split(name: str) -> tuple[str, str]:
     return runtime, precision or "auto"
 
 
-def _shifted(progress: Progress | None, part: int, parts: int) -> Progress | None:
+class _Passes:
     """One bar over several passes."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(part * total + done, parts * total)
+
+    def __init__(self, progress: Progress | None, count: int) -> None:
+        self._progress, self._count, self._begun = progress, count, 0
+
+    def next(self) -> Progress | None:
+        progress, part, parts = self._progress, self._begun, self._count
+        self._begun += 1
+        if progress is None:
+            return None
+        return lambda done, total: progress(part * total + done, parts * total)

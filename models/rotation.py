@@ -41,9 +41,9 @@ def strongest(
         found = model.difference(model.normalise(as_batch(crop.after).to(device)))[0].double()
         counted = torch.from_numpy(crop.counted).to(device)
         defect = torch.from_numpy(crop.cells > GOOD).to(device)
-        for moment, cells in zip(moments, (counted & ~defect, counted & defect), strict=True):
+        for kind, cells in enumerate((counted & ~defect, counted & defect)):
             some = found[:, cells]
-            moment += some @ some.T
+            moments[kind] += some @ some.T
     traces = [float(moment.trace()) for moment in moments]
     moment = torch.stack(
         [part / trace for part, trace in zip(moments, traces, strict=True) if trace]

@@ -8,8 +8,8 @@ Quantised (`peaks` given), as measured to matter (models/README.md):
 1. Grey values are 8 bits already. The first layer's bias takes back their offset times the rounded
    weights, not the exact ones. At scale 2, which sees averages, that layer stays in float.
 2. Activations are not negative after a ReLU: 256 levels from 0 to the highest one that calibration
-   saw. Clipping them costs more than finer steps gain. Those of the first layer differ most, texture
-   from edges: its channels are brought to one range, which the next layer's weights take back.
+   saw. Clipping them costs more than finer steps gain. Those of the first layer differ most: its
+   channels are brought to one range, which the next layer's weights take back.
 3. Where teacher and student meet they share one range, since only their difference counts.
 4. Weights have 255 levels, symmetric, with a range for each output channel.
 5. Squares, their sum and the scales' sum stay in float32.

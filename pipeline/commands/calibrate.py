@@ -46,7 +46,9 @@ def command(
     ] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help="auto, openvino, openvino/bf16, torch/f32; may be given more than once."),
+        typer.Option(
+            help="auto, openvino/int8, openvino/bf16, torch/f32; may be given more than once."
+        ),
     ] = None,
     recipe: Recipes = None,
     false_rejects: Annotated[
@@ -94,6 +96,10 @@ def command(
     Thresholds belong to a runtime and precision, since engines differ a little: name each that the
     station may use. No defect is needed. With defective images (--bad) the share of escapes is
     bounded too, --policy may choose the threshold by them, and masks or boxes set the outlines.
+
+    openvino/int8 is the fastest on a CPU and is taken only when it is named. It is compared with
+    openvino/f32 on the good images, as they are and with drawn defects, and refused if that costs
+    anything to speak of.
 
     Images that the bundle was trained on, or that chose its best state, are left out. With
     --test-share 0.3 some parts are kept apart; `linewatch evaluate` with the same folders then

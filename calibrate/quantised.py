@@ -1,0 +1,197 @@
+"""What int8 costs a bundle, before a station may use it.
+
+1. The ranges that it is quantised by: the highest outputs of each layer over good images, as they
+   are and with drawn defects, so that defects are not clipped.
+2. Good images and the same with a weak drawn defect each (`models.defects`) go through the int8
+   engine and through float32 of the same runtime. Each has the threshold that its own scores of
+   the good images ask for, as its calibration would choose it.
+3. Int8 is refused if it costs more than `MOST_AUROC_LOSS` or more than `MOST_FLIPS` of the verdicts
+   become others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.labelled import LabelledImage
+from calibrate.scores import (
+    Frame,
+    GoodMap,
+    Progress,
+    Recipes,
+    Scorer,
+    pixels_of,
+    raw_map_of,
+    recipe_for,
+)
+from models.bundle import Bundle, Calibration, EngineThresholds
+from models.defects import spoil
+from models.runtimes import Runtime, engine_of
+from models.tiles import pad_frame
+from models.validation import auroc
+from models.variants import FRAME_MARGIN_PX
+from pipeline.rules import Thresholds
+from pipeline.types import Label
+from pipeline.window import inspected_window
+
+MOST_AUROC_LOSS = 0.002
+MOST_FLIPS = 0.005
+"""Of the verdicts on good images and on those with drawn defects."""
+MOST_IMAGES = 100
+"""Good images that are compared, each as it is and with a defect."""
+RANGE_IMAGES = 48
+"""Good images that ranges are measured on, every other one with a defect."""
+SEED = 5
+
+ChooseThresholds = Callable[[Sequence[GoodMap]], EngineThresholds]
+"""From the maps of good images, as the calibration at hand does it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What int8 changed."""
+
+    engine: str
+    auroc: float
+    """Of drawn defects, by the engine in float32."""
+    auroc_quantised: float
+    verdicts: int
+    flips: int
+    near: int
+    """Drawn defects whose score is within a factor of 2 of the threshold."""
+
+    @property
+    def refused(self) -> bool:
+        too_low = self.auroc - self.auroc_quantised > MOST_AUROC_LOSS
+        return too_low or self.flips > MOST_FLIPS * self.verdicts
+
+    @property
+    def sentence(self) -> str:
+        """For a person to read."""
+        found = (
+            f"int8 beside {self.engine}: AUROC of drawn defects {self.auroc_quantised:.4f} beside "
+            f"{self.auroc:.4f}, {self.flips} of {self.verdicts} verdicts are others ({self.near} "
+            "defects are near the threshold)"
+        )
+        if not self.refused:
+            return found
+        return (
+            f"{found}; at most {MOST_AUROC_LOSS:g} less and {MOST_FLIPS:.1%} of the verdicts are "
+            "allowed: int8 is refused for this bundle, use openvino/bf16 or openvino/f32"
+        )
+
+
+def with_ranges(
+    bundle: Bundle, good: Sequence[Frame], threads: int, progress: Progress | None
+) -> Bundle:
+    """The bundle, in memory, with the ranges that int8 is quantised by."""
+    from models.runtimes.openvino_ import activation_peaks  # openvino, where it is asked for
+
+    chosen = _some(len(good), RANGE_IMAGES)
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        for done, index in enumerate(chosen):
+            pixels = pixels_of(good[index], bundle.in_channels)
+            if done % 2:
+                pixels = with_defect(pixels, index)
+            yield pad_frame(pixels, FRAME_MARGIN_PX)
+            if progress is not None:
+                progress(done + 1, len(chosen))
+
+    peaks = activation_peaks(bundle.graph(), frames(), threads)
+    calibration = dataclasses.replace(bundle.calibration, activation_peaks=peaks)
+    return dataclasses.replace(bundle, calibration=calibration)
+
+
+def compare(
+    plain: Runtime,
+    quantised: Runtime,
+    good: Sequence[Frame],
+    *,
+    bundle: Bundle,
+    recipes: Recipes,
+    choose: ChooseThresholds,
+    progress: Progress | None = None,
+) -> Cost:
+    """Good images, and the same with drawn defects, through both engines.
+
+    plain: float32. Raises what the engines raise.
+    """
+    chosen = _some(len(good), MOST_IMAGES)
+    maps: list[list[GoodMap]] = [[], [], [], []]
+    for done, index in enumerate(chosen):
+        frame = good[index]
+        camera = frame.camera if isinstance(frame, LabelledImage) else ""
+        recipe = recipe_for(recipes, camera)
+        pixels = pixels_of(frame, bundle.in_channels)
+        height, width = pixels.shape[:2]
+        window = inspected_window(recipe, (height, width))
+        marred = pixels.copy()
+        inside = marred[window.top : window.bottom, window.left : window.right]
+        inside[...] = with_defect(inside, index)
+        for place, (engine, picture) in enumerate(
+            (engine, picture) for engine in (plain, quantised) for picture in (pixels, marred)
+        ):
+            raw_map = raw_map_of(engine, picture, recipe)
+            maps[place].append(GoodMap(f"{index}", (height, width), raw_map, camera=camera))
+        if progress is not None:
+            progress(done + 1, len(chosen))
+    plain_judged, quantised_judged = (
+        _judge(of_good, of_bad, bundle.calibration, recipes, choose(of_good))
+        for of_good, of_bad in (maps[:2], maps[2:])
+    )
+    return Cost(
+        engine=engine_of(plain.engine_id),
+        auroc=plain_judged.auroc,
+        auroc_quantised=quantised_judged.auroc,
+        verdicts=2 * len(chosen),
+        flips=int((plain_judged.fails != quantised_judged.fails).sum()),
+        near=plain_judged.near,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    auroc: float
+    fails: NDArray[np.bool_]
+    near: int
+
+
+def _judge(
+    good: Sequence[GoodMap],
+    bad: Sequence[GoodMap],
+    calibration: Calibration,
+    recipes: Recipes,
+    chosen: EngineThresholds,
+) -> _Judged:
+    limit = chosen.image_threshold
+    rule = Scorer(
+        Thresholds(calibration.q_a, calibration.q_b, limit, chosen.pixel_threshold), recipes
+    )
+
+    def peaks(maps: Sequence[GoodMap]) -> NDArray[np.float64]:
+        return np.array([float(rule.inspected(found).max()) for found in maps])
+
+    of_bad = peaks(bad)
+    fails = [rule.rule(each).decide(each.raw_map).label is Label.FAIL for each in (*good, *bad)]
+    near = int(((of_bad > limit / 2) & (of_bad < 2 * limit)).sum())
+    return _Judged(auroc(peaks(good), of_bad), np.array(fails), near)
+
+
+def with_defect(pixels: NDArray[np.uint8], number: int) -> NDArray[np.uint8]:
+    """uint8 (H, W, C) with one drawn defect; the same for the same number."""
+    scene = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    picture = np.asarray(scene / np.float32(255), np.float32)
+    marred, _ = spoil(np.random.default_rng([SEED, number]), picture, 1)
+    return np.rint(marred * 255).astype(np.uint8).reshape(pixels.shape)
+
+
+def _some(total: int, at_most: int) -> list[int]:
+    """Evenly spread."""
+    count = min(total, at_most)
+    return [k * total // count for k in range(count)]
