@@ -39,6 +39,6 @@ def test_ci_sets_up_by_itself_and_stops_at_the_first_fault() -> None:
     text = script.read_text()
     assert "set -euo pipefail" in text
     targets = re.findall(r"^ *make ([a-z]+)$", text, re.MULTILINE)
-    assert targets == ["test", "demo", "deeppcb", "magnetic"]
+    assert targets == ["test", "conformance", "demo", "deeppcb", "magnetic"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{target}: $(STAMP)\n" in makefile for target in targets)
