@@ -4,7 +4,9 @@
    are and with drawn defects, so that defects are not clipped.
 2. Good images and the same with a weak drawn defect each (`models.defects`) go through the int8
    engine and through float32 of the same runtime. Each has the threshold that its own scores of
-   the good images ask for, as its calibration would choose it.
+   the good images ask for, as its calibration would choose it. Of some defects that are drawn for
+   an image the one is taken whose score in float32 comes nearest to a share of the threshold; the
+   shares go from half of it to twice it, evenly in their logarithm.
 3. Int8 is refused if it costs more than `MOST_AUROC_LOSS` or more than `MOST_FLIPS` of the verdicts
    become others.
 """
@@ -12,7 +14,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +36,7 @@ from models.defects import spoil
 from models.runtimes import Runtime, engine_of
 from models.tiles import pad_frame
 from models.validation import auroc
-from models.variants import FRAME_MARGIN_PX
+from models.variants import FRAME_MARGIN_PX, GRID_PX, map_hw
 from pipeline.rules import Thresholds
 from pipeline.types import Label
 from pipeline.window import inspected_window
@@ -46,6 +48,10 @@ MOST_IMAGES = 100
 """Good images that are compared, each as it is and with a defect."""
 RANGE_IMAGES = 48
 """Good images that ranges are measured on, every other one with a defect."""
+DRAWN = 6
+"""Defects that one is chosen from; scored on the part of the frame where they are."""
+PART_PX = 192
+"""Side of that part: a defect, and all that it changes in the map."""
 SEED = 5
 
 ChooseThresholds = Callable[[Sequence[GoodMap]], EngineThresholds]
@@ -122,37 +128,101 @@ def compare(
 
     plain: float32. Raises what the engines raise.
     """
-    chosen = _some(len(good), MOST_IMAGES)
-    maps: list[list[GoodMap]] = [[], [], [], []]
-    for done, index in enumerate(chosen):
-        frame = good[index]
-        camera = frame.camera if isinstance(frame, LabelledImage) else ""
-        recipe = recipe_for(recipes, camera)
-        pixels = pixels_of(frame, bundle.in_channels)
-        height, width = pixels.shape[:2]
-        window = inspected_window(recipe, (height, width))
-        marred = pixels.copy()
-        inside = marred[window.top : window.bottom, window.left : window.right]
-        inside[...] = with_defect(inside, index)
-        for place, (engine, picture) in enumerate(
-            (engine, picture) for engine in (plain, quantised) for picture in (pixels, marred)
-        ):
-            raw_map = raw_map_of(engine, picture, recipe)
-            maps[place].append(GoodMap(f"{index}", (height, width), raw_map, camera=camera))
-        if progress is not None:
-            progress(done + 1, len(chosen))
-    plain_judged, quantised_judged = (
-        _judge(of_good, of_bad, bundle.calibration, recipes, choose(of_good))
-        for of_good, of_bad in (maps[:2], maps[2:])
+    chosen = [_Scene(good[k], k, bundle, recipes) for k in _some(len(good), MOST_IMAGES)]
+    steps = 2 * len(chosen)
+
+    def told(scenes: Iterable[_Scene], before: int) -> Iterator[_Scene]:
+        for done, scene in enumerate(scenes, start=before + 1):
+            yield scene
+            if progress is not None:
+                progress(done, steps)
+
+    good_maps = [scene.map_of(plain, scene.pixels()) for scene in told(chosen, 0)]
+    limits = choose(good_maps)
+    threshold = bundle.calibration.raw(limits.image_threshold)
+    bad_maps: list[GoodMap] = []
+    quantised_maps: tuple[list[GoodMap], list[GoodMap]] = ([], [])
+    for number, scene in enumerate(told(chosen, len(chosen))):
+        share = 2.0 ** (2 * (number + 0.5) / len(chosen) - 1)
+        pixels = scene.pixels()
+        marred = scene.with_score(plain, pixels, share * threshold)
+        bad_maps.append(scene.map_of(plain, marred))
+        for picture, maps in zip((pixels, marred), quantised_maps, strict=True):
+            maps.append(scene.map_of(quantised, picture))
+    judged = _judge(good_maps, bad_maps, bundle.calibration, recipes, limits)
+    judged_quantised = _judge(
+        *quantised_maps, bundle.calibration, recipes, choose(quantised_maps[0])
     )
     return Cost(
         engine=engine_of(plain.engine_id),
-        auroc=plain_judged.auroc,
-        auroc_quantised=quantised_judged.auroc,
-        verdicts=2 * len(chosen),
-        flips=int((plain_judged.fails != quantised_judged.fails).sum()),
-        near=plain_judged.near,
+        auroc=judged.auroc,
+        auroc_quantised=judged_quantised.auroc,
+        verdicts=steps,
+        flips=int((judged.fails != judged_quantised.fails).sum()),
+        near=judged.near,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """A good image, as the line would look at it."""
+
+    frame: Frame
+    number: int
+    bundle: Bundle
+    recipes: Recipes
+
+    @property
+    def camera(self) -> str:
+        return self.frame.camera if isinstance(self.frame, LabelledImage) else ""
+
+    def pixels(self) -> NDArray[np.uint8]:
+        return pixels_of(self.frame, self.bundle.in_channels)
+
+    def map_of(self, engine: Runtime, pixels: NDArray[np.uint8]) -> GoodMap:
+        recipe = recipe_for(self.recipes, self.camera)
+        height, width = pixels.shape[:2]
+        raw_map = raw_map_of(engine, pixels, recipe)
+        return GoodMap(str(self.number), (height, width), raw_map, camera=self.camera)
+
+    def with_score(
+        self, engine: Runtime, pixels: NDArray[np.uint8], wanted: float
+    ) -> NDArray[np.uint8]:
+        """The image with the drawn defect whose raw peak comes nearest to `wanted`."""
+        recipe = recipe_for(self.recipes, self.camera)
+        window = inspected_window(recipe, (pixels.shape[0], pixels.shape[1]))
+        best, nearest = pixels, np.inf
+        for attempt in range(DRAWN):
+            marred = pixels.copy()
+            inside = marred[window.top : window.bottom, window.left : window.right]
+            inside[...] = with_defect(inside, DRAWN * self.number + attempt)
+            changed = (marred != pixels).any(axis=2)
+            if not changed.any():
+                continue
+            peak = _peak_around(engine, marred, changed)
+            distance = abs(np.log(max(peak, 1e-12) / wanted))
+            if distance < nearest:
+                best, nearest = marred, distance
+        return best
+
+
+def _peak_around(engine: Runtime, pixels: NDArray[np.uint8], changed: NDArray[np.bool_]) -> float:
+    """The raw map's maximum on the part of the frame around what was changed."""
+    place = []
+    for axis in (1, 0):
+        where = np.flatnonzero(changed.any(axis=axis))
+        side = changed.shape[1 - axis]
+        begin = int(where[0] + where[-1] + 1 - PART_PX) // 2
+        begin = max(0, min(begin, side - PART_PX)) // GRID_PX * GRID_PX
+        place.append(slice(begin, begin + PART_PX))
+    part = pixels[place[0], place[1]]
+    padded = pad_frame(pixels, FRAME_MARGIN_PX)
+    both = 2 * FRAME_MARGIN_PX
+    rows, columns = (
+        slice(s.start, s.start + side + both) for s, side in zip(place, part.shape[:2], strict=True)
+    )
+    found = np.empty(map_hw(part.shape[0], part.shape[1]), np.float32)
+    return engine.infer([padded[rows, columns]], [found])[0]
 
 
 @dataclass(frozen=True, slots=True)
