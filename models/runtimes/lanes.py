@@ -34,7 +34,10 @@ class Lane(Protocol):
     """One graph with its buffers."""
 
     def start(self, frames: Frames) -> None:
-        """Begin with N frames uint8 (rows, columns, C); they stay as they are until `finish`."""
+        """Begin with N frames uint8 (rows, columns, C); they stay as they are until `finish`.
+
+        When it raises, nothing reads them any more.
+        """
 
     def finish(self) -> NDArray[np.float32]:
         """Wait for what was begun: float32 [N, h, w], good until the next `start`."""
@@ -92,8 +95,8 @@ class LaneRuntime:
                 pair.turn ^= 1
                 while len(begun) > 1 or any(lane is other for other, _ in begun):
                     self._write(*begun.popleft())
-                begun.append((lane, pieces))
                 lane.start([piece.rows for piece in pieces])
+                begun.append((lane, pieces))
             while begun:
                 self._write(*begun.popleft())
         finally:
