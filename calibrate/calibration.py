@@ -42,7 +42,7 @@ from calibrate.scores import (
 )
 from calibrate.thresholds import LOWEST, Choice, Promise
 from models.bundle import Bundle, Calibration, EngineThresholds, recalibrated
-from models.errors import ParityError, RuntimeUnavailable
+from models.errors import RuntimeUnavailable
 from models.runtimes import Runtime, engine_of, open_runtime
 from models.runtimes import choose as choose_engine
 from pipeline.config import Recipe
@@ -129,14 +129,8 @@ def calibrate(
         open_engine = partial(
             open_runtime, measured, threads=threads, cache_dir=cache_dir, calibrating=True
         )
-        fallback = "f32" if "auto" in runtimes and precision != "f32" else None
-        try:
-            runtime = open_engine(name, precision)
-        except ParityError as error:
-            if fallback is None:
-                raise
-            say(f"{name}/{precision} is refused, {name}/{fallback} is taken instead: {error}")
-            runtime = open_engine(name, fallback)
+        spare = [f"{name}/f32"] if "auto" in runtimes and precision != "f32" else []
+        runtime = open_engine(name, precision, fallback=spare, say=say)
         try:
             if precision == "int8":
                 plain = open_engine(name, "f32")

@@ -2,7 +2,8 @@
 
 One small file beside the rings, made and unlinked by the supervisor. A row per stage, in the order
 of the station's stages; every word has one writer: the supervisor its first three, the stage the
-others. Heartbeats are stores of the monotonic clock, so that no message can be lost or late.
+others. Heartbeats are stores of the monotonic clock, so that no message can be lost or late. The
+rest of a row is a sentence for people: what the stage is busy with, while it is not ready.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 
 from pipeline.errors import ResourceError
 
-_ROW_WORDS = 16
+_ROW_WORDS = 64
 _STOPPING, _MAKER = range(2)  # words of the board's own row
 _PID, _INCARNATION, _RESTARTS, _HEARTBEAT, _STATE, _BUSY_LIMIT = range(6)
+_NOTE = 8  # to the end of the row
+_NOTE_BYTES = (_ROW_WORDS - _NOTE) * 8
 
 STARTING, READY, DONE = range(3)
 """States of a stage: it loads, it works, it has done all there is to do."""
@@ -49,13 +52,15 @@ class Board:
             raise ResourceError(f"{path}: {error.strerror}; free some of {path.parent}") from error
         finally:
             os.close(descriptor)
-        self._words = memoryview(self._map).cast("q")
+        self._bytes = memoryview(self._map)
+        self._words = self._bytes.cast("q")
         self._row = {name: (n + 1) * _ROW_WORDS for n, name in enumerate(names)}
         if create:
             self._words[_MAKER] = os.getpid()
 
     def close(self) -> None:
         self._words.release()
+        self._bytes.release()
         self._map.close()
 
     @property
@@ -78,6 +83,7 @@ class Board:
         self._words[row + _STATE] = STARTING
         self._words[row + _HEARTBEAT] = time.monotonic_ns()
         self._words[row + _BUSY_LIMIT] = 0
+        self.set_note(name, "")
         self._words[row + _PID] = 0
         self._words[row + _INCARNATION] = incarnation
 
@@ -115,3 +121,14 @@ class Board:
 
     def busy_limit_ms(self, name: str) -> int:
         return self._words[self._row[name] + _BUSY_LIMIT]
+
+    def set_note(self, name: str, text: str) -> None:
+        """Stage: a sentence for people, cut where the row ends."""
+        at = (self._row[name] + _NOTE) * 8
+        note = text.encode()[:_NOTE_BYTES].ljust(_NOTE_BYTES, b"\0")
+        self._bytes[at : at + _NOTE_BYTES] = note
+
+    def note(self, name: str) -> str:
+        """The last sentence of a stage, empty when it has none."""
+        at = (self._row[name] + _NOTE) * 8
+        return bytes(self._bytes[at : at + _NOTE_BYTES]).rstrip(b"\0").decode(errors="replace")

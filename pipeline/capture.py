@@ -4,6 +4,8 @@
 2. For each frame: find a slot (or wait for one, or drop), take an id, write the pixels, wake the
    worker and decision.
 3. At the end of the stream, or when the line drains, say so in the ring's header.
+
+Of a camera with `continuous: true` frames are blocks of one web's lines: see `pipeline.web`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pipeline.sources import open_source
 from pipeline.sources.base import Grab, Source
 from pipeline.stage import Stage, main, wake
 from pipeline.types import FrameRef, Reason
+from pipeline.web import Web
 
 _RETRY_S = 0.0005
 """How long a recording that found no free slot waits before it looks again."""
@@ -57,10 +60,12 @@ class Capture:
     """The loop over one source."""
 
     def __init__(self, stage: Stage, ring: FrameRing, config: CameraConfig) -> None:
+        """Raises `ConfigError` for a continuous camera whose blocks cannot be joined."""
         self._stage = stage
         self._ring = ring
         self._wait = config.on_full == "wait"
         self._period_ns = round(1e9 / config.fps) if config.fps else 0
+        self._web = Web(ring.camera, ring.shape_hwc) if config.continuous else None
         self._outboxes = [stage.call("worker"), stage.call("decision")]
 
     def run(self, source: Source) -> int:
@@ -101,16 +106,34 @@ class Capture:
         if slot is None:
             if not self._wait:
                 self._admit(grab, t_capture_ns, None, Reason.DROPPED)
+                if self._web is not None:
+                    self._web.skip(grab)
             # A recording that is told to stop has not taken the frame that it holds.
             return
         ref = self._admit(grab, t_capture_ns, slot, None)
         try:
-            grab.write(self._ring.frame(slot))
+            if self._web is None:
+                grab.write(self._ring.frame(slot))
+            else:
+                grab.write(self._web.room(self._ring.padded(slot)))
         except SourceError:
             self._ring.tear(ref)
             raise
-        self._ring.commit(ref, time.monotonic_ns())
+        if self._web is None:
+            self._ring.commit(ref, time.monotonic_ns())
+        else:
+            self._join(self._web, grab, ref)
         self._wake()
+
+    def _join(self, web: Web, grab: Grab, ref: FrameRef) -> None:
+        breaks = web.breaks
+        self._ring.commit(ref, time.monotonic_ns(), lambda padded: web.fill(padded, grab))
+        if web.breaks > breaks:
+            self._stage.log.info(
+                "frame %d: the lines before it are not known, its own are reflected (%d so far)",
+                grab.index,
+                web.breaks,
+            )
 
     def _admit(self, grab: Grab, t_ns: int, slot: int | None, fault: Reason | None) -> FrameRef:
         ref = self._ring.begin(

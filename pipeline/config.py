@@ -26,8 +26,14 @@ from pydantic import (
 
 from pipeline.types import MIN_SIDE_PX
 
-RUNTIME_NAMES = ("auto", "torch", "openvino", "null")
-"""`auto` and the names in `models.runtimes.RUNTIMES`; a test holds the two together."""
+PRECISIONS = {
+    "tensorrt": ("fp16", "bf16", "f32"),
+    "cuda": ("fp16", "bf16", "f32"),
+    "openvino": ("int8", "bf16", "f32"),
+    "torch": ("f32",),
+}
+"""As in `models.runtimes.RUNTIMES`; a test holds the two together."""
+RUNTIME_NAMES = ("auto", *PRECISIONS, "null")
 IPC_PATH_LIMIT = 107
 """Bytes of a Unix socket's path (sun_path less its terminating zero)."""
 MAX_SIDE_PX = 65536
@@ -81,10 +87,21 @@ def _check_runtime(text: str) -> str:
     raise ValueError(f"one of {names}, or `package.module:factory`{hint}")
 
 
+def _check_engine(text: str) -> str:
+    engines = [f"{name}/{one}" for name, precisions in PRECISIONS.items() for one in precisions]
+    if text in engines:
+        return text
+    guess = difflib.get_close_matches(text, engines, n=1, cutoff=0.5)
+    hint = f"; did you mean {guess[0]!r}?" if guess else ""
+    raise ValueError(f"runtime/precision, one of {', '.join(engines)}{hint}")
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")]
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_resolve_path)]
 Endpoint = Annotated[str, AfterValidator(_check_endpoint)]
 RuntimeName = Annotated[str, AfterValidator(_check_runtime)]
+EngineName = Annotated[str, AfterValidator(_check_engine)]
+Core = Annotated[int, Field(ge=0, le=65535)]
 Coordinate = Annotated[int, Field(ge=-MAX_SIDE_PX, le=MAX_SIDE_PX)]
 Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
 Point = tuple[Coordinate, Coordinate]
@@ -174,17 +191,38 @@ class CameraConfig(Strict):
     """Pace of a recorded or synthetic source; None: as fast as slots come free."""
     on_full: Literal["drop", "wait"] = "drop"
     deadline_ms: PositiveFloat | None = 500.0
+    continuous: bool = False
+    """Frames are blocks of consecutive lines of an endless web: each is inspected in its real
+    surroundings, the last 64 lines of the block before it. Blocks have one size, at least 64 lines
+    and a multiple of 8; what becomes of coordinates is in `pipeline.web`."""
     recipe: Recipe = Recipe()
     """In a YAML file it may be the name of one (`linewatch recipe set` keeps its history)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.continuous and self.source.kind == "synthetic":
+            raise ValueError(
+                "`continuous: true` with a folder or video of blocks of one web; rendered frames "
+                "show single parts: leave `continuous` out"
+            )
+        return self
 
 
 class WorkerConfig(Strict):
     bundle: PathText | None = None
     runtime: RuntimeName = "auto"
-    """auto, torch, openvino, null, or `package.module:factory` of your own."""
-    precision: Literal["auto", "f32", "bf16"] = "auto"
+    """auto, tensorrt, cuda, openvino, torch, null, or `package.module:factory` of your own."""
+    precision: Literal["auto", "f32", "bf16", "fp16", "int8"] = "auto"
+    fallback: tuple[EngineName, ...] = ()
+    """`runtime/precision` each: what is taken, in this order, when the configured engine cannot be
+    opened or is refused. The bundle must have thresholds for each. (): the line does not start."""
     threads: int = Field(default=0, ge=0, le=1024)
+    """Of the engine on the CPU; 0: as many as `cores` names, else the engine's choice."""
     max_batch: int = Field(default=4, ge=1, le=256)
+    max_wait_ms: float = Field(default=0.0, ge=0)
+    """How long a frame may wait for others to share a batch; 0: not at all."""
+    cores: tuple[Core, ...] = ()
+    """CPU cores that the worker's engine may use; () all: give capture and decision the others."""
 
 
 class PublishConfig(Strict):

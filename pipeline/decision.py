@@ -209,7 +209,8 @@ class Desk:
             t_capture_utc_ns=utc_ns(ref.t_capture_ns, now),
             latency_ms={
                 "capture": (answer.t_filled_ns - ref.t_capture_ns) / 1e6,
-                "queue": (answer.t_start_ns - answer.t_filled_ns) / 1e6,
+                "queue": (answer.t_start_ns - answer.t_filled_ns - answer.waited_ns) / 1e6,
+                "batch": answer.waited_ns / 1e6,
                 "infer": (answer.t_end_ns - answer.t_start_ns) / 1e6,
                 "decide": (now - answer.t_end_ns) / 1e6,
                 "total": (now - ref.t_capture_ns) / 1e6,

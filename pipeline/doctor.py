@@ -202,10 +202,10 @@ def check_runtimes() -> Iterator[Finding]:
     from models.runtimes import RUNTIMES, available_runtimes, choose
 
     for engine, fault in available_runtimes().items():
-        package = RUNTIMES[engine.partition("/")[0]].package
+        package = RUNTIMES[engine.partition("/")[0]].packages[0]
         if fault:
             # One engine fewer is no fault of the line; `auto` below says when none is left.
-            yield Finding(f"runtime {engine}", Level.OK, "not here: " + fault.partition(": ")[2])
+            yield Finding(f"runtime {engine}", Level.OK, f"not here: {fault}")
         else:
             version = importlib.metadata.version(package)
             yield Finding(f"runtime {engine}", Level.OK, f"{package} {version}")

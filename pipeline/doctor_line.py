@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from pipeline.board import STARTING, Board
 from pipeline.config import IPC_PATH_LIMIT, LineConfig
 from pipeline.doctor import MIB, Finding, Level, judge, shared_memory, size_text
 from pipeline.errors import ConfigError, LinewatchError
@@ -23,7 +24,7 @@ NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "ceph
 
 
 def examine_line(config: LineConfig) -> list[Finding]:
-    """All findings about this configuration, on this machine, with no line running."""
+    """All findings about this configuration on this machine. A line that runs has its endpoint."""
     return [finding for check in LINE_CHECKS for finding in check(config)]
 
 
@@ -144,17 +145,70 @@ def _listener(port: int) -> str:
 def check_bundle(config: LineConfig) -> Iterator[Finding]:
     from models.bundle import Bundle
     from models.errors import ModelsError
-    from models.runtimes import choose
+    from models.runtimes import candidates, choose
 
     worker = config.worker
     try:
         bundle = Bundle.load(Path(worker.bundle)) if worker.bundle else None
         if bundle:
             yield Finding("bundle", Level.OK, f"{bundle.path.name}, {bundle.variant}, whole")
-        engine = "/".join(choose(bundle, worker.runtime, worker.precision))
-        yield Finding("engine", Level.OK, engine)
+        chain = candidates(bundle, worker.runtime, worker.precision, worker.fallback)
+        for number, each in enumerate(chain, 1):
+            # One candidate fewer is no fault of the line, as long as `engine` below names another.
+            found = f"not usable: {each.fault}" if each.fault else "usable"
+            yield Finding(f"engine {number}, {each.engine}", Level.OK, found)
+        taken = next((each.engine for each in chain if not each.fault), None)
+        if taken is None:
+            choose(bundle, worker.runtime, worker.precision)  # raises, with what to do
+        configured = candidates(bundle, worker.runtime, worker.precision)
+        yield judge(
+            "engine",
+            taken in [each.engine for each in configured],
+            f"{taken}, if it gives the bundle's reference maps" if bundle else str(taken),
+            "this is a fallback: mend what stands before it, or configure it as worker.runtime",
+        )
     except ModelsError as error:
-        yield Finding("worker", Level.ERROR, str(error), "mend worker.bundle or worker.runtime")
+        yield Finding(
+            "worker",
+            Level.ERROR,
+            str(error),
+            "mend worker.bundle, worker.runtime or worker.fallback",
+        )
+
+
+def check_cores(config: LineConfig) -> Iterator[Finding]:
+    if not config.worker.cores:
+        return
+    allowed = os.sched_getaffinity(0)
+    missing = sorted({*config.worker.cores} - allowed)
+    yield judge(
+        "worker.cores",
+        not missing,
+        f"{', '.join(map(str, config.worker.cores))} of {', '.join(map(str, sorted(allowed)))}",
+        "name cores that this machine has and that the line may use",
+        Level.ERROR,
+    )
+
+
+def check_running(config: LineConfig) -> Iterator[Finding]:
+    """What the line of this configuration is at, if it runs."""
+    try:
+        station = Station.of(config)
+        board = Board(station.board, station.stages)
+    except LinewatchError:
+        return  # it does not run, or is one of other cameras
+    try:
+        if not psutil.pid_exists(board.maker):
+            return
+        waits = [
+            f"{name}: {board.note(name) or 'starts'}"
+            for name in ("worker", "decision")
+            if board.state(name) == STARTING
+        ]
+        text = "not ready: " + "; ".join(waits) if waits else f"ready: {board.note('worker')}"
+        yield Finding("line", Level.OK, f"runs (pid {board.maker}), {text}")
+    finally:
+        board.close()
 
 
 def _writable(name: str, path: Path) -> Finding:
@@ -189,4 +243,6 @@ LINE_CHECKS: tuple[Callable[[LineConfig], Iterator[Finding]], ...] = (
     check_cameras,
     check_endpoint,
     check_bundle,
+    check_cores,
+    check_running,
 )

@@ -31,7 +31,7 @@ from __future__ import annotations
 import contextlib
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,7 @@ _ID, _T_CAPTURE, _PTS, _TRIGGER, _SLOT, _SLOT_GENERATION, _FAULT, _SOURCE_INDEX,
 _GENERATION, _FRAME_ID, _STATE, _T_FILLED = range(4)
 _ATTEMPTS, _STATUS, _T_START, _T_END, _RAW_PEAK, _DONE = range(4, 10)
 _DECIDED, _RELEASED = 10, 11
+_WAITED = 12  # the worker's again
 _ENGINE = 16
 
 EMPTY, WRITING, FILLED, TORN = range(4)
@@ -87,6 +88,8 @@ class Answer:
     t_start_ns: int
     t_end_ns: int
     engine_id: str
+    waited_ns: int = 0
+    """Of the time before `t_start_ns`, what it waited for others to share its batch."""
 
 
 class FrameRing:
@@ -149,6 +152,11 @@ class FrameRing:
     def padded(self, slot: int) -> NDArray[np.uint8]:
         """uint8 (H + 64, W + 64, C): the slot's frame with its margin, no copy."""
         return self._padded[slot]
+
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        """uint8 (bytes,): the whole mapping, in which all slots lie, no copy."""
+        return np.frombuffer(self._map, np.uint8)
 
     def frame(self, slot: int) -> NDArray[np.uint8]:
         """uint8 (H, W, C): the slot's frame without margin, a strided view."""
@@ -258,9 +266,17 @@ class FrameRing:
             source_pts,
         )
 
-    def commit(self, ref: FrameRef, t_filled_ns: int) -> None:
-        """Capture: the pixels are there; fill the margin and hand the slot to the worker."""
-        fill_margin(self._padded[ref.slot])
+    def commit(
+        self,
+        ref: FrameRef,
+        t_filled_ns: int,
+        fill: Callable[[NDArray[np.uint8]], None] | None = None,
+    ) -> None:
+        """Capture: the pixels are there; fill the margin and hand the slot to the worker.
+
+        fill: fills the padded frame's margin, in the place of `fill_margin`.
+        """
+        (fill or fill_margin)(self._padded[ref.slot])
         at = ref.slot * SLOT_WORDS
         self._slot[at + _T_FILLED] = t_filled_ns
         self._slot[at + _STATE] = FILLED
@@ -303,6 +319,10 @@ class FrameRing:
         """Worker: how often a slot of `waiting` was begun with by workers that did not answer."""
         return self._slot[slot * SLOT_WORDS + _ATTEMPTS]
 
+    def filled_ns(self, slot: int) -> int:
+        """Worker: when the pixels of a slot of `waiting` were there."""
+        return self._slot[slot * SLOT_WORDS + _T_FILLED]
+
     def wanted(self, slot: int, generation: int) -> bool:
         """Worker: whether a map is still of use (no verdict yet)."""
         return self._slot[slot * SLOT_WORDS + _DECIDED] != generation
@@ -317,6 +337,7 @@ class FrameRing:
         t_start_ns: int = 0,
         t_end_ns: int = 0,
         engine_id: str = "",
+        waited_ns: int = 0,
     ) -> None:
         """Worker: answer. For ANSWERED the map is in the slot."""
         at = slot * SLOT_WORDS
@@ -326,6 +347,7 @@ class FrameRing:
         self._slot[at + _STATUS] = status
         self._slot[at + _T_START] = t_start_ns
         self._slot[at + _T_END] = t_end_ns
+        self._slot[at + _WAITED] = waited_ns
         self._slot[at + _RAW_PEAK] = struct.unpack("<q", struct.pack("<d", raw_peak))[0]
         self._slot[at + _DONE] = generation
 
@@ -344,6 +366,7 @@ class FrameRing:
             self._slot[at + _T_START],
             self._slot[at + _T_END],
             engine.rstrip(b"\0").decode(errors="replace"),
+            self._slot[at + _WAITED],
         )
 
     def decide(self, ref: FrameRef) -> None:
@@ -384,5 +407,11 @@ def fill_margin(padded: NDArray[np.uint8]) -> None:
     inner = padded[:, m:-m]
     inner[:m] = inner[2 * m : m : -1]
     inner[-m:] = inner[-m - 2 : -2 * m - 2 : -1]
+    fill_sides(padded)
+
+
+def fill_sides(padded: NDArray[np.uint8]) -> None:
+    """Fill the left and right margin of all rows, those of the upper and lower margin too."""
+    m = MARGIN_PX
     padded[:, :m] = padded[:, 2 * m : m : -1]
     padded[:, -m:] = padded[:, -m - 2 : -2 * m - 2 : -1]

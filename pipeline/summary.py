@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.types import Label, Verdict
 
-STAGES = ("capture", "queue", "infer", "decide", "total")
+STAGES = ("capture", "queue", "batch", "infer", "decide", "total")
 
 
 def summarise(verdicts: Sequence[Verdict], captured: int, wall_s: float) -> dict[str, Any]:

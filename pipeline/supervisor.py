@@ -55,6 +55,8 @@ class Process:
     starts: deque[float] = field(default_factory=deque)
     finished: bool = False
     fault: LinewatchError | None = None
+    note: str = ""
+    """Its last sentence on the board."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +193,10 @@ class Line:
             if process.finished:
                 continue
             code = process.popen.poll()
+            if (note := board.note(process.name)) != process.note:
+                process.note = note
+                if note:
+                    log.info("%s: %s", process.name, note)
             if code is None:
                 self._kill_if_stuck(board, process)
             elif code == 0 and (board.state(process.name) == DONE or board.order == QUIT):

@@ -1,8 +1,10 @@
 """Stage: filled slots of all cameras -> engine -> anomaly maps in the same slots.
 
-1. Open the runtime (parity gate included), warm it up on every camera's shape, and leave the
-   engine's name and thresholds for decision.
+1. Keep to the configured cores. Open the runtime (parity gate included), or the next one that the
+   configuration allows; warm it up on every camera's shape, and leave the engine's name and
+   thresholds for decision. What takes minutes is said on the board, and may take them.
 2. Oldest frames first, cameras in turn: take up to `max_batch` slots, write their maps, answer.
+   With `max_wait_ms` the first may wait a little for others (`pipeline.batching`).
 
 A frame whose verdict is out already (its deadline passed) is answered without a look. A frame that
 was taken twice before, by workers that did not live to answer, is not tried a third time.
@@ -14,8 +16,8 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,16 @@ import numpy as np
 from models.runtimes import engine_of, open_runtime
 from models.runtimes.base import Runtime
 from models.runtimes.null import CALIBRATION as UNCALIBRATED
+from pipeline.batching import hold
 from pipeline.board import QUIT, READY
 from pipeline.config import WorkerConfig
-from pipeline.errors import BundleError, LinewatchError, ParityError, RuntimeUnavailable
+from pipeline.errors import (
+    BundleError,
+    ConfigError,
+    LinewatchError,
+    ParityError,
+    RuntimeUnavailable,
+)
 from pipeline.ring import ANSWERED, FAILED, POISONED, SKIPPED, FrameRing
 from pipeline.rules import Thresholds
 from pipeline.stage import WAKE_MS, Stage, drain, main, wake
@@ -36,6 +45,11 @@ from pipeline.window import Window, inspected_window
 MAX_ATTEMPTS = 2
 _BUSY_FACTOR = 10
 """A batch may take so many times as long as the warm-up's before the worker counts as stuck."""
+COMPILE_LIMIT_MS = 30 * 60_000
+"""So long the worker may be silent after it has said that something takes minutes. By the board,
+not by a thread that sends heartbeats: a compiler may keep Python from running any."""
+LONG_WARM_UP_MS = 2000.0
+"""After a first run of so long, a second one would tell nothing that is worth the wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +59,8 @@ class Job:
     ring: FrameRing
     slot: int
     generation: int
+    waited_ns: int = 0
+    """How long it was held for others to share its batch."""
 
 
 Windows = Mapping[FrameRing, Window]
@@ -62,22 +78,64 @@ def work(stage: Stage) -> None:
     config = stage.station.config.worker
     inbox = stage.listen()
     outbox = stage.call("decision")
-    runtime = _open(stage, config, shapes, [ring.shape_hwc[:2] for ring in rings])
+    pin(config.cores)
+    runtime = _open(stage, config, shapes, rings)
     batch_ms = warm_up(runtime, shapes)
-    stage.log.info("engine %s, %.1f ms for the slowest frame", runtime.engine_id, batch_ms)
+    ready = f"engine {runtime.engine_id}, {batch_ms:.1f} ms for the slowest frame"
+    stage.log.info(ready)
+    stage.board.set_note(stage.name, ready)
     stage.board.set_busy_limit_ms(stage.name, _BUSY_FACTOR * batch_ms * config.max_batch)
     stage.board.set_state(stage.name, READY)
-    while stage.board.order != QUIT:
-        inbox.poll(WAKE_MS)
+
+    def pause(seconds: float) -> bool:
+        if seconds < 0.001:  # less than a poll can be told
+            time.sleep(seconds)
+        else:
+            inbox.poll(min(WAKE_MS, int(1000 * seconds)))
         drain(inbox)
         stage.board.beat(stage.name)
-        while jobs := next_batch(rings, config.max_batch):
+        return stage.board.order != QUIT
+
+    while stage.board.order != QUIT:
+        pause(WAKE_MS / 1000)
+        while jobs := gather(rings, config, pause):
             infer(stage, runtime, jobs, windows)
             wake(outbox)
             stage.board.beat(stage.name)
             if stage.board.order == QUIT:
                 break
     runtime.close()
+
+
+def pin(cores: Sequence[int]) -> None:
+    """Keep this process, and the threads that it will start, to these CPU cores; none: to all.
+
+    Raises `ConfigError` for cores that there are not, or that this process may not use.
+    """
+    allowed = os.sched_getaffinity(0)
+    if missing := sorted({*cores} - allowed):
+        raise ConfigError(
+            f"worker.cores: {', '.join(map(str, missing))} found, expected some of "
+            f"{', '.join(map(str, sorted(allowed)))}: name cores that this machine has and that "
+            "the line may use (`taskset -p`, the service's CPUAffinity), or leave cores out"
+        )
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def gather(
+    rings: Sequence[FrameRing], config: WorkerConfig, pause: Callable[[float], bool]
+) -> list[Job]:
+    """The next batch, after the wait for it that the configuration allows; see `batching.hold`."""
+    since = hold(rings, config.max_batch, config.max_wait_ms, pause)
+    jobs = next_batch(rings, config.max_batch)
+    if since is None:
+        return jobs
+    now = time.monotonic_ns()
+    return [
+        replace(job, waited_ns=max(0, now - max(since, job.ring.filled_ns(job.slot))))
+        for job in jobs
+    ]
 
 
 def next_batch(rings: Sequence[FrameRing], limit: int) -> list[Job]:
@@ -139,30 +197,42 @@ def infer(
             t_start_ns=start,
             t_end_ns=end,
             engine_id=runtime.engine_id,
+            waited_ns=job.waited_ns,
         )
 
 
 def warm_up(runtime: Runtime, shapes_hwc: Sequence[tuple[int, int, int]]) -> float:
-    """Milliseconds that the slowest camera's frame takes, first run aside."""
+    """Milliseconds that the slowest camera's frame takes, first run aside if it took not long."""
     slowest = 0.0
     for height, width, channels in dict.fromkeys(shapes_hwc):
         both = 2 * MARGIN_PX
         padded = np.full((height + both, width + both, channels), 127, np.uint8)
         out = np.empty(map_hw(height, width), np.float32)
-        runtime.infer([padded], [out])
-        start = time.monotonic_ns()
-        runtime.infer([padded], [out])
-        slowest = max(slowest, (time.monotonic_ns() - start) / 1e6)
+        for _ in range(2):
+            start = time.monotonic_ns()
+            runtime.infer([padded], [out])
+            took = (time.monotonic_ns() - start) / 1e6
+            if took > LONG_WARM_UP_MS:
+                break
+        slowest = max(slowest, took)
     return slowest
+
+
+def _say(stage: Stage, sentence: str) -> None:
+    """What the line is not ready for yet: in the log, and on the board with the time for it."""
+    stage.log.warning(sentence)
+    stage.board.set_note(stage.name, sentence)
+    stage.board.set_busy_limit_ms(stage.name, COMPILE_LIMIT_MS)
+    stage.board.beat(stage.name)
 
 
 def _open(
     stage: Stage,
     config: WorkerConfig,
     shapes_hwc: Sequence[tuple[int, int, int]],
-    frames_hw: Sequence[tuple[int, int]],
+    rings: Sequence[FrameRing],
 ) -> Runtime:
-    """The configured runtime; its name, bundle and thresholds go to the station's engine file.
+    """The runtime, as configured; its name, bundle and thresholds go to the station's engine file.
 
     Without a bundle, and for the null runtime, raw map values are the scores.
 
@@ -184,9 +254,13 @@ def _open(
             bundle,
             runtime=config.runtime,
             precision=config.precision,
-            threads=config.threads,
+            fallback=config.fallback,
+            threads=config.threads or len(config.cores),
             shapes=shapes_hwc,
             cache_dir=stage.station.state_dir / "engines",
+            max_batch=config.max_batch,
+            memory=[ring.memory for ring in rings],
+            say=lambda sentence: _say(stage, sentence),
         )
         engine = engine_of(runtime.engine_id)
         if bundle is None or engine in UNCALIBRATED.engines:
@@ -201,8 +275,8 @@ def _open(
                 raise ours(str(error)) from error
         raise
     if tolerance is not None:
-        for frame_hw in frames_hw:
-            check_tolerance(tolerance, frame_hw)
+        for ring in rings:
+            check_tolerance(tolerance, ring.shape_hwc[:2])
     note = {
         "engine_id": runtime.engine_id,
         "bundle_sha256": bundle.sha256 if bundle else "",

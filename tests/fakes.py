@@ -13,6 +13,9 @@ from models.runtimes.base import EngineOptions
 from pipeline.sources.stamp import read_stamp
 from pipeline.types import MARGIN_PX
 
+COMPILE_S = 6.0
+"""How long `compiling_stamp` takes."""
+
 
 class StampRuntime:
     """Puts the id that is stamped into the pixels into the map: `raw_peak` of the verdict is it.
@@ -20,9 +23,8 @@ class StampRuntime:
     With it a test knows which pixels a verdict was made of, whatever our own counters say.
     """
 
-    engine_id = "stamp/none/none"
-
     def __init__(self, infer_s: float = 0.0, die_at: int = -1) -> None:
+        self.engine_id = "stamp/none/none"
         self._infer_s = infer_s
         self._die_at = die_at
 
@@ -74,3 +76,49 @@ class DeadlyRuntime(StampRuntime):
 
 def deadly_stamp(bundle: Bundle | None, options: EngineOptions) -> DeadlyRuntime:
     return DeadlyRuntime()
+
+
+class SeamRuntime:
+    """Counts in a frame of lines with the grey values 0, 1, ..., 250, 0, ... those that do not
+    follow on the one above: `raw_peak` of the verdict is it, and 64 where a top was reflected.
+    """
+
+    engine_id = "seam/none/none"
+
+    def infer(
+        self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
+    ) -> list[float]:
+        for frame, raw_map in zip(padded, out, strict=True):
+            steps = np.diff(frame[:, MARGIN_PX, 0].astype(np.int64))
+            raw_map.fill(0)
+            raw_map[-1, -1] = np.count_nonzero(steps % 251 != 1)
+            time.sleep(0.005)
+        return [float(raw_map.max()) for raw_map in out]
+
+    def close(self) -> None:
+        return
+
+
+def seam(bundle: Bundle | None, options: EngineOptions) -> SeamRuntime:
+    return SeamRuntime()
+
+
+def compiling_stamp(bundle: Bundle | None, options: EngineOptions) -> StampRuntime:
+    """Says that it takes minutes, and takes the seconds that a test can wait, silently."""
+    options.say("the test's compiler takes some minutes, once for this bundle")
+    time.sleep(COMPILE_S)
+    return StampRuntime()
+
+
+def hanging_stamp(bundle: Bundle | None, options: EngineOptions) -> StampRuntime:
+    """Says nothing, and comes to no end."""
+    time.sleep(3600)
+    return StampRuntime()
+
+
+def telling_stamp(bundle: Bundle | None, options: EngineOptions) -> StampRuntime:
+    """Its name says what it was told: threads, frames of a batch, and the bytes of each memory."""
+    runtime = StampRuntime()
+    sizes = "+".join(str(memory.nbytes) for memory in options.memory)
+    runtime.engine_id = f"told/none/{options.threads} {options.max_batch} {sizes}"
+    return runtime

@@ -46,7 +46,7 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
         for leaf in (
             *("types", "errors", "config", "configfile", "yamlfile", "ring", "ringfile", "board"),
             *("sources", "boxes", "rules", "journal", "wire", "publish", "subscriber"),
-            *("station", "stage", "telemetry"),
+            *("station", "stage", "telemetry", "batching"),
         )
     ],
     ("pipeline.capture", ("models", "pipeline.supervisor", *COMMANDS), (), ()),

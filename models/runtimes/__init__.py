@@ -1,34 +1,41 @@
 """Engines: `open_runtime` finds, opens and checks one. A runtime is one file and one row here.
 
-1. `auto` takes the fastest row that this machine can run and that the bundle has thresholds for.
-2. The row's module is imported (nothing imports torch or openvino before that) and opened.
-3. Without thresholds for its `runtime/precision` the engine is refused: they are not portable.
-4. A global branch runs beside it (`models.whole`).
-5. It must reproduce the bundle's reference maps (`models.runtimes.parity`).
+1. `candidates` says what may be tried, in order: what is configured (`auto`: every engine that this
+   machine can run and that the bundle has thresholds for, fastest first), then the fallbacks that
+   are named. Thresholds are not portable: without some for its `runtime/precision` an engine is
+   refused, and a named fallback without them already when it is not needed.
+2. The candidate's module is imported (nothing imports torch or openvino before) and opened.
+3. A global branch runs beside it (`models.whole`).
+4. It must reproduce the bundle's reference maps (`models.runtimes.parity`).
+5. Where that fails, or it cannot be opened, the next candidate is taken, and that is said.
 6. Where the bundle brings its training images, suspicions are looked up (`models.precedents`).
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.bundle import Bundle
-from models.errors import RuntimeUnavailable
-from models.runtimes.base import EngineOptions, Factory, Runtime
+from models.errors import ParityError, RuntimeUnavailable
+from models.runtimes.base import EngineOptions, Factory, Runtime, say_nothing
+from models.runtimes.machine import cpu_has_bf16, engine_fault
 from models.runtimes.parity import check_parity
 
 __all__ = [
     "RUNTIMES",
+    "Candidate",
     "EngineOptions",
     "Runtime",
     "available_runtimes",
+    "candidates",
     "choose",
+    "cpu_has_bf16",
     "engine_of",
     "open_runtime",
 ]
@@ -39,18 +46,50 @@ class Row:
     """`factory` is a `module:function`, a `models.runtimes.base.Factory`."""
 
     factory: str
-    package: str
-    """What must be installed."""
+    packages: tuple[str, ...]
+    """What must be installed; the first one's version is the engine's."""
     precisions: tuple[str, ...]
     """Fastest first."""
+    gpu: bool = False
+    """Whether it needs an NVIDIA GPU."""
+    extra: str = "station"
+    """Of linewatch's own package, that brings `packages`."""
 
 
 RUNTIMES: dict[str, Row] = {
-    "openvino": Row("models.runtimes.openvino_:open_engine", "openvino", ("bf16", "f32")),
-    "torch": Row("models.runtimes.torch_:open_engine", "torch", ("f32",)),
-    "null": Row("models.runtimes.null:open_engine", "numpy", ("none",)),
+    "tensorrt": Row(
+        "models.runtimes.tensorrt_:open_engine",
+        ("torch_tensorrt", "tensorrt", "torch"),
+        ("fp16", "bf16", "f32"),
+        gpu=True,
+        extra="station,tensorrt",
+    ),
+    "cuda": Row("models.runtimes.cuda_:open_engine", ("torch",), ("fp16", "bf16", "f32"), gpu=True),
+    "openvino": Row(
+        "models.runtimes.openvino_:open_engine", ("openvino",), ("int8", "bf16", "f32")
+    ),
+    "torch": Row("models.runtimes.torch_:open_engine", ("torch",), ("f32",)),
+    "null": Row("models.runtimes.null:open_engine", ("numpy",), ("none",)),
 }
 """Fastest first; `auto` never takes `null`."""
+BY_NAME_ONLY = ("int8",)
+"""Precisions that cost accuracy: calibrated when asked for by name, and used once calibrated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An engine that may be tried. fault: why not, with what to do; "" where it may."""
+
+    runtime: str
+    precision: str
+    fault: str = ""
+    unmeasured: bool = False
+    """The fault is that the bundle has no thresholds for it."""
+
+    @property
+    def engine(self) -> str:
+        """`runtime/precision`; the factory alone of a runtime of your own."""
+        return self.runtime if ":" in self.runtime else f"{self.runtime}/{self.precision}"
 
 
 def open_runtime(
@@ -58,24 +97,68 @@ def open_runtime(
     runtime: str = "auto",
     precision: str = "auto",
     *,
+    fallback: Sequence[str] = (),
     threads: int = 0,
     shapes: Sequence[tuple[int, int, int]] = (),
     cache_dir: Path | None = None,
     calibrating: bool = False,
+    max_batch: int = 1,
+    memory: Sequence[NDArray[np.uint8]] = (),
+    say: Callable[[str], None] | None = None,
 ) -> Runtime:
     """Open an engine for a bundle, and check it against the bundle's reference maps.
 
     runtime: `auto`, a row of `RUNTIMES`, or `package.module:factory` of your own.
     precision: `auto` or one of the row's. bundle: may be None for `null` and your own.
+    fallback: `runtime/precision` each, tried in order when what is configured cannot be opened or
+        is refused. Without, a runtime that is named is the only one tried.
+    threads, max_batch, memory: see `EngineOptions`.
     shapes: (H, W, C) of the frames, without margin: compiled and checked for now.
     calibrating: do without thresholds, in order to find some.
+    say: called with a sentence before what takes minutes, and when an engine is taken in the place
+        of one that was refused.
 
     Raises `RuntimeUnavailable` with the command that mends it, `ParityError` for an engine that
-    does not reproduce the references, `BundleError` for a damaged bundle.
+    does not reproduce the references: when no candidate is left, with the reasons of all of them.
+    `BundleError` for a damaged bundle, at once.
     """
-    runtime, precision = choose(bundle, runtime, precision, calibrating=calibrating)
+    own = _configured(bundle, runtime, precision, calibrating=calibrating)
+    chain = [each for each in own if not each.fault]
+    spare = _fallbacks(bundle, fallback, calibrating=calibrating)
+    refusals: list[tuple[str, ParityError | RuntimeUnavailable]] = []
+    if not chain:
+        refusals.append((f"{runtime}/{precision}", _unfit(runtime, precision, own)))
+    chain += [each for each in spare if each not in chain]
+    say, told = say or say_nothing, 0
+    for candidate in chain:
+        if candidate.fault:
+            refusals.append((candidate.engine, RuntimeUnavailable(candidate.fault)))
+            continue
+        if told < len(refusals):
+            say(f"{_reasons(refusals[told:])}; {candidate.engine} is taken instead")
+            told = len(refusals)
+        options = EngineOptions(
+            candidate.precision, threads, tuple(shapes), cache_dir, max_batch, tuple(memory), say
+        )
+        try:
+            return _open(bundle, candidate.runtime, options, calibrating=calibrating)
+        except (ParityError, RuntimeUnavailable) as error:
+            refusals.append((candidate.engine, error))
+    (_, first), *others = refusals
+    if not others:
+        raise first
+    raise type(first)(f"{first}; {_reasons(others)}") from first
+
+
+def _reasons(refusals: Sequence[tuple[str, Exception]]) -> str:
+    return "; ".join(f"{engine} refused: {error}" for engine, error in refusals)
+
+
+def _open(
+    bundle: Bundle | None, runtime: str, options: EngineOptions, *, calibrating: bool
+) -> Runtime:
+    """One engine, checked."""
     target = RUNTIMES[runtime].factory if runtime in RUNTIMES else runtime
-    options = EngineOptions(precision, threads, tuple(shapes), cache_dir)
     engine = _factory(target)(bundle, options)
     if bundle is None or runtime == "null":
         return engine
@@ -84,14 +167,14 @@ def open_runtime(
             bundle.thresholds(engine_of(engine.engine_id))
         whole = bundle.graph().whole if bundle.global_branch else None
         if whole is None:
-            check_parity(engine, bundle, shapes)
+            check_parity(engine, bundle, options.shapes)
         else:
             from models.runtimes.with_whole import WithWhole
 
             # The branch sees a crop as a whole frame only; beside others it is another picture.
-            local, engine = engine, WithWhole(engine, whole, threads)
+            local, engine = engine, WithWhole(engine, whole, options.threads)
             check_parity(engine, bundle)
-            check_parity(local, bundle, shapes, engine.local(bundle.references()))
+            check_parity(local, bundle, options.shapes, engine.local(bundle.references()))
         precedents = bundle.precedents()
     except BaseException:
         engine.close()
@@ -111,46 +194,32 @@ def engine_of(engine_id: str) -> str:
 def choose(
     bundle: Bundle | None, runtime: str, precision: str, *, calibrating: bool = False
 ) -> tuple[str, str]:
-    """Resolve `auto`. Raises `RuntimeUnavailable` when nothing fits this machine and bundle."""
-    if ":" in runtime:
-        return runtime, precision
-    if runtime not in ("auto", *RUNTIMES):
-        raise RuntimeUnavailable(
-            f"runtime {runtime!r} found, expected auto, {', '.join(RUNTIMES)}, or "
-            "package.module:factory of your own"
-        )
-    names = [runtime] if runtime != "auto" else [name for name in RUNTIMES if name != "null"]
-    faults: list[str] = []
-    unmeasured: list[str] = []
-    for name in names:
-        precisions = RUNTIMES[name].precisions
-        if precision not in ("auto", *precisions) and runtime != "auto" and name != "null":
-            raise RuntimeUnavailable(
-                f"precision {precision!r} found for runtime {name}, expected auto or "
-                f"{', '.join(precisions)}"
-            )
-        for candidate in precisions:
-            if precision not in ("auto", candidate) and name != "null":
-                continue
-            fault = _fault(name, candidate)
-            if fault:
-                faults.append(fault)
-            elif (
-                name == "null"
-                or calibrating
-                or (bundle and f"{name}/{candidate}" in bundle.calibration.engines)
-            ):
-                return name, candidate
-            else:
-                unmeasured.append(f"{name}/{candidate}")
-    if unmeasured and bundle is None:
-        raise RuntimeUnavailable(
-            f"no bundle found, expected one for {unmeasured[0]}: name a bundle, or use runtime null"
-        )
-    if unmeasured and bundle is not None:
-        bundle.thresholds(unmeasured[0])  # raises, naming the command
-    wanted = f"{runtime}/{precision}"
-    raise RuntimeUnavailable(f"{wanted} cannot run here: {'; '.join(faults) or 'no such engine'}")
+    """Resolve `auto`: the first that may be tried.
+
+    Raises `RuntimeUnavailable` when nothing fits this machine and bundle.
+    """
+    own = _configured(bundle, runtime, precision, calibrating=calibrating)
+    for each in own:
+        if not each.fault:
+            return each.runtime, each.precision
+    raise _unfit(runtime, precision, own)
+
+
+def candidates(
+    bundle: Bundle | None,
+    runtime: str,
+    precision: str,
+    fallback: Sequence[str] = (),
+    *,
+    calibrating: bool = False,
+) -> list[Candidate]:
+    """What `open_runtime` would try, in order, and what it would not, with the reasons.
+
+    Raises `RuntimeUnavailable` for names that there are not, and for a fallback without thresholds.
+    """
+    own = _configured(bundle, runtime, precision, calibrating=calibrating)
+    spare = _fallbacks(bundle, fallback, calibrating=calibrating)
+    return own + [each for each in spare if each not in own]
 
 
 def available_runtimes() -> dict[str, str]:
@@ -162,27 +231,95 @@ def available_runtimes() -> dict[str, str]:
     }
 
 
-def _fault(name: str, precision: str) -> str:
-    if importlib.util.find_spec(RUNTIMES[name].package) is None:
-        return (
-            f"{name}/{precision}: package {RUNTIMES[name].package} is not installed: run "
-            "`pip install 'linewatch[station]'`"
+def _configured(
+    bundle: Bundle | None, runtime: str, precision: str, *, calibrating: bool
+) -> list[Candidate]:
+    """For `auto` every engine, fastest first; else those of one runtime, up to the one to take."""
+    if ":" in runtime:
+        return [Candidate(runtime, precision)]
+    if runtime not in ("auto", *RUNTIMES):
+        raise RuntimeUnavailable(
+            f"runtime {runtime!r} found, expected auto, {', '.join(RUNTIMES)}, or "
+            "package.module:factory of your own"
         )
-    if precision == "bf16" and not cpu_has_bf16():
-        return (
-            f"{name}/{precision}: this CPU has neither avx512_bf16 nor amx_bf16: use precision f32"
+    if runtime == "null":
+        return [Candidate("null", "none")]
+    if runtime != "auto" and precision not in ("auto", *RUNTIMES[runtime].precisions):
+        raise RuntimeUnavailable(
+            f"precision {precision!r} found for runtime {runtime}, expected auto or "
+            f"{', '.join(RUNTIMES[runtime].precisions)}"
         )
-    return ""
+    found: list[Candidate] = []
+    names = [runtime] if runtime != "auto" else [name for name in RUNTIMES if name != "null"]
+    for name in names:
+        for one in RUNTIMES[name].precisions:
+            asked = precision == one or (
+                precision == "auto" and not (calibrating and one in BY_NAME_ONLY)
+            )
+            if asked:
+                found.append(_candidate(bundle, name, one, calibrating=calibrating))
+                if runtime != "auto" and not found[-1].fault:
+                    return found
+    return found
 
 
-@cache
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself; emulated, it is slower than f32."""
+def _candidate(bundle: Bundle | None, name: str, precision: str, *, calibrating: bool) -> Candidate:
+    fault = _fault(name, precision)
+    if fault or calibrating:
+        return Candidate(name, precision, fault)
     try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return False
-    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", text) is not None
+        _thresholds(bundle, f"{name}/{precision}")
+    except RuntimeUnavailable as error:
+        return Candidate(name, precision, str(error), unmeasured=True)
+    return Candidate(name, precision)
+
+
+def _thresholds(bundle: Bundle | None, engine: str) -> None:
+    """Raises `RuntimeUnavailable` where there are none, naming the command."""
+    if bundle is None:
+        raise RuntimeUnavailable(
+            f"no bundle found, expected one for {engine}: name a bundle, or use runtime null"
+        )
+    bundle.thresholds(engine)
+
+
+def _fallbacks(
+    bundle: Bundle | None, fallback: Sequence[str], *, calibrating: bool
+) -> list[Candidate]:
+    """Engines that the machine cannot run are in it; one without thresholds is an error."""
+    found = []
+    for engine in fallback:
+        name, _, precision = engine.partition("/")
+        if name == "null" or name not in RUNTIMES or precision not in RUNTIMES[name].precisions:
+            known = [e for e in available_runtimes() if not e.startswith("null/")]
+            raise RuntimeUnavailable(
+                f"fallback {engine!r} found, expected one of {', '.join(known)}"
+            )
+        if not calibrating:
+            _thresholds(bundle, engine)
+        found.append(Candidate(name, precision, _fault(name, precision)))
+    return found
+
+
+def _unfit(runtime: str, precision: str, found: Sequence[Candidate]) -> RuntimeUnavailable:
+    """Why none of what is configured may be tried: for want of thresholds, if that is it."""
+    unmeasured = [each for each in found if each.unmeasured]
+    # Not int8's command, unless it was asked for: it is the second thing to calibrate.
+    for each in sorted(unmeasured, key=lambda each: each.precision in BY_NAME_ONLY):
+        return RuntimeUnavailable(each.fault)
+    engines: dict[str, list[str]] = {}
+    for each in found:
+        engines.setdefault(each.fault, []).append(each.engine)
+    faults = "; ".join(f"{', '.join(names)}: {fault}" for fault, names in engines.items())
+    return RuntimeUnavailable(
+        f"{runtime}/{precision} cannot run here: {faults or 'no such engine'}"
+    )
+
+
+def _fault(name: str, precision: str) -> str:
+    row = RUNTIMES[name]
+    bf16 = precision == "bf16" and not row.gpu
+    return engine_fault(row.packages, row.extra, gpu=row.gpu, cpu_bf16=bf16)
 
 
 def _factory(target: str) -> Factory:

@@ -39,7 +39,7 @@ class Runtime(Protocol):
     def close(self) -> None: ...
 
 
-def _say_nothing(sentence: str) -> None:
+def say_nothing(sentence: str) -> None:
     """Where nobody waits for an engine."""
 
 
@@ -58,7 +58,7 @@ class EngineOptions:
     """Frames that may be given to `infer` together."""
     memory: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False)
     """What frames will lie in (whole rings), which outlives the engine: a GPU page-locks it."""
-    say: Callable[[str], None] = _say_nothing
+    say: Callable[[str], None] = say_nothing
     """Called with a sentence before anything that takes minutes."""
 
 

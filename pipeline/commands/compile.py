@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -97,7 +97,9 @@ def command(
         hint = ", which takes minutes if it is not there yet" if name in AHEAD else ""
         with console.status(f"{name}/{chosen} for {height}x{width}{hint}"):
             size = (height, width, loaded.in_channels)
-            opened.append(_open(loaded, name, chosen, size, folder))
+            batch = line.worker.max_batch if line else 1
+            one = _open(loaded, name, chosen, size, folder, max_batch=batch, say=console.print)
+            opened.append(one)
     if as_json:
         answer = {"bundle": str(path), "cache_dir": str(folder) if folder else None}
         print(json.dumps(answer | {"opened": [asdict(one) for one in opened]}, indent=2))
@@ -112,13 +114,27 @@ def command(
 
 
 def _open(
-    bundle: Bundle, runtime: str, precision: str, shape: tuple[int, int, int], folder: Path | None
+    bundle: Bundle,
+    runtime: str,
+    precision: str,
+    shape: tuple[int, int, int],
+    folder: Path | None,
+    *,
+    max_batch: int,
+    say: Callable[[str], None],
 ) -> Opened:
     """Open one engine, as a station would but for its thresholds, and close it."""
     before = _engines(folder)
     start = time.monotonic()
     engine = open_runtime(
-        bundle, runtime, precision, shapes=[shape], cache_dir=folder, calibrating=True
+        bundle,
+        runtime,
+        precision,
+        shapes=[shape],
+        cache_dir=folder,
+        calibrating=True,
+        max_batch=max_batch,
+        say=say,
     )
     seconds = time.monotonic() - start
     engine.close()

@@ -26,7 +26,8 @@ def command(
     """Look at this machine, and say what to do for a line to run.
 
     Shared memory, limits, CPU features, runtimes and GPU; with a configuration also its folders,
-    cameras, endpoint and bundle. Ends with 1 when there is an error, with 0 otherwise.
+    cameras, endpoint and bundle, the engines that would be tried, in order, the one that would be
+    taken, and what the line is at if it runs. Ends with 1 when there is an error, with 0 otherwise.
 
     [bold]linewatch doctor[/]
 

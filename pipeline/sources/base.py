@@ -34,6 +34,9 @@ class Grab:
     """`BROKEN_FRAME` or `WRONG_SIZE`: the frame counts, and its verdict is `invalid`."""
     detail: str = ""
     """What exactly was wrong, for the log."""
+    follows: bool = True
+    """Of blocks of lines: whether its first line follows on the last one of the block before it, as
+    far as the source knows. Indices that are not consecutive, and faults, say so already."""
 
 
 class Source(Protocol):

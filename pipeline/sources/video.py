@@ -299,7 +299,10 @@ class VideoRecording:
     def _append(self, write: PixelWriter, pts: int, fault: Reason | None, detail: str) -> None:
         if self._index >= self._start:
             where = f"{self._path.name}, frame {self._index}: {detail}" if detail else ""
-            self._ready.append(Grab(self._index, write, pts=pts, fault=fault, detail=where))
+            # The first frame of a lap does not go on where the file's last one ended.
+            follows = self._index != self._lap_start
+            grab = Grab(self._index, write, pts=pts, fault=fault, detail=where, follows=follows)
+            self._ready.append(grab)
         self._index += 1
 
     def _check_end(self) -> None:

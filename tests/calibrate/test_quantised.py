@@ -145,7 +145,7 @@ def test_what_changes_verdicts_is_refused(
         progress=lambda done, total: ticks.append((done, total)),
     )
     assert cost.verdicts == 2 * len(frames)
-    assert ticks[-1] == (len(frames), len(frames))
+    assert ticks[-1] == (2 * len(frames), 2 * len(frames))
     assert cost.refused is refused
     assert ("is refused" in cost.sentence) is refused
     if not refused:

@@ -1,9 +1,12 @@
-"""A whole line: what it does with frames that it cannot inspect, and how it starts and ends."""
+"""A whole line: what it does with frames that it cannot inspect, how it starts and ends, and with
+its engine: while it compiles, when it hangs, in batches, on its own cores.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import resource
 import signal
@@ -19,12 +22,21 @@ import zmq
 from lines import leftovers, line_config, run_line
 
 from pipeline.config import LineConfig, dump_resolved
-from pipeline.errors import ResourceError, StageFailed, StationBusy
+from pipeline.doctor_line import examine_line
+from pipeline.errors import (
+    ConfigError,
+    ResourceError,
+    RuntimeUnavailable,
+    StageFailed,
+    StationBusy,
+)
 from pipeline.journal import Journal, read_verdicts
+from pipeline.ringfile import ring_bytes
 from pipeline.station import Station
-from pipeline.supervisor import Line
+from pipeline.supervisor import Line, Progress
 from pipeline.types import Label, Reason, Verdict
 
+CORES = sorted(os.sched_getaffinity(0))
 RUNNER = """
 import sys
 from pipeline.config import load_resolved
@@ -221,3 +233,106 @@ def test_sigterm_to_the_command_ends_with_zero(tmp_path: Path) -> None:
     _, stderr = daemon.communicate(timeout=20)
     assert (daemon.returncode, stderr) == (0, b"")
     assert leftovers(config) == []
+
+
+def with_start_timeout(config: LineConfig, milliseconds: int) -> LineConfig:
+    limits = config.supervision.model_copy(update={"start_timeout_ms": milliseconds})
+    return config.model_copy(update={"supervision": limits})
+
+
+def what_the_line_is_at(config: LineConfig) -> str:
+    return next((f.found for f in examine_line(config) if f.name == "line"), "")
+
+
+def test_an_engine_may_compile_for_longer_than_a_start_may_take(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so, the line is not ready with that sentence, and a death meanwhile is noticed."""
+    config = line_config(tmp_path, cameras=1, frames=20, runtime="tests.fakes:compiling_stamp")
+    config = with_start_timeout(config, 4000)
+    caplog.set_level(logging.INFO, "supervisor")
+    seen: list[str] = []
+    killed: list[int] = []
+    restarts = 0
+
+    def watch(progress: Progress) -> None:
+        nonlocal restarts
+        restarts = progress.restarts
+        if len(seen) < 3 and (text := what_the_line_is_at(config)) not in seen:
+            seen.append(text)
+        if "compiler" in seen[-1] and not killed:
+            killed.append(progress.pids["worker"])
+            os.kill(killed[0], signal.SIGKILL)
+
+    verdicts = run_line(config, watch)
+    assert [v.raw_peak for v in verdicts] == list(range(20))
+    assert restarts == 1, "killed by us, and not by the supervisor"
+    assert f"pid {os.getpid()}" in seen[0]
+    assert "not ready: worker: starts" in seen[0]
+    assert "not ready: worker: the test's compiler takes some minutes" in " ".join(seen)
+    assert what_the_line_is_at(config) == ""
+    assert "worker: the test's compiler takes some minutes" in caplog.text
+    assert "worker: engine stamp/none/none, " in caplog.text
+    log = (tmp_path / "state" / "log" / "worker.log").read_text()
+    assert log.count("the test's compiler takes some minutes") == 2
+
+
+def test_an_engine_that_hangs_without_a_word_is_still_killed(tmp_path: Path) -> None:
+    config = line_config(
+        tmp_path, cameras=1, frames=5, runtime="tests.fakes:hanging_stamp", restarts=0
+    )
+    with pytest.raises(StageFailed, match=r"worker: ended with -9"):
+        run_line(with_start_timeout(config, 4000))
+    assert leftovers(config) == []
+
+
+def test_frames_wait_for_each_other_so_long_and_no_longer(tmp_path: Path) -> None:
+    config = line_config(tmp_path, cameras=2, frames=40, fps=50, runtime="tests.fakes:stamp")
+    config = with_worker(config, max_batch=4, max_wait_ms=12.0)
+    verdicts = run_line(config)
+    assert len(verdicts) == 80
+    for verdict in verdicts:
+        assert verdict.raw_peak == verdict.frame_id - 1
+        latency = dict(verdict.latency_ms)
+        total = latency.pop("total")
+        assert sum(latency.values()) == pytest.approx(total)
+    waits = sorted(verdict.latency_ms["batch"] for verdict in verdicts)
+    # Two cameras give no four frames in 12 ms: the first of each batch waits its time out, and the
+    # machine's own delays come on top for a few.
+    assert sum(wait > 6 for wait in waits) >= 30
+    assert waits[len(waits) * 3 // 4] < 14
+
+
+def test_by_default_no_frame_waits_for_another(tmp_path: Path) -> None:
+    verdicts = run_line(line_config(tmp_path, cameras=2, frames=20, runtime="tests.fakes:stamp"))
+    assert {verdict.latency_ms["batch"] for verdict in verdicts} == {0.0}
+    assert Label.INVALID not in {verdict.label for verdict in verdicts}
+
+
+def test_the_engine_keeps_to_its_cores_and_knows_the_rings(tmp_path: Path) -> None:
+    config = line_config(tmp_path, frames=200, fps=200, runtime="tests.fakes:telling_stamp")
+    config = with_worker(config, cores=(CORES[-1],), max_batch=3)
+    seen: dict[str, set[int]] = {}
+
+    def watch(progress: Progress) -> None:
+        if 0 < progress.captured < 300:  # later one may have left
+            for name in ("worker", "decision"):
+                seen[name] = os.sched_getaffinity(progress.pids[name])
+
+    [engine] = {verdict.engine_id for verdict in run_line(config, watch)}
+    assert seen == {"worker": {CORES[-1]}, "decision": set(CORES)}
+    size = ring_bytes((256, 320, 1), 6)
+    assert engine == f"told/none/1 3 {size}+{size}"
+
+
+def test_cores_that_there_are_not_end_the_line(tmp_path: Path) -> None:
+    config = with_worker(line_config(tmp_path, frames=5), cores=(CORES[0], 9999))
+    with pytest.raises(ConfigError, match=r"worker.cores: 9999 found, expected some of 0"):
+        run_line(config)
+    assert leftovers(config) == []
+
+
+def test_a_fallback_that_was_not_calibrated_ends_the_line_at_its_start(tmp_path: Path) -> None:
+    config = with_worker(line_config(tmp_path, frames=5), fallback=("openvino/f32",))
+    with pytest.raises(RuntimeUnavailable, match="name a bundle"):
+        run_line(config)

@@ -2,21 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.errors import ParityError
 from models.fused import fuse
-from models.runtimes import cpu_has_bf16, open_runtime
-from models.runtimes.base import EngineOptions
+from models.runtimes import RUNTIMES, cpu_has_bf16, open_runtime
+from models.runtimes.base import EngineOptions, Runtime
 from models.runtimes.null import NullRuntime
 from models.runtimes.openvino_ import OpenVinoRuntime
 from models.runtimes.parity import TOLERANCE, check_parity
 from models.runtimes.torch_ import TorchRuntime
 from models.untrained import untrained_bundle
+from models.variants import map_hw
+
+
+class ScaledRuntime:
+    """A real runtime whose map is wrong, by a factor, in some of its cells: a broken engine.
+
+    rows, columns: of the map, where it is wrong; None: in all of them.
+    """
+
+    def __init__(
+        self,
+        engine: Runtime,
+        rows: Sequence[int] | None = None,
+        columns: Sequence[int] | None = None,
+        factor: float = 1.5,
+    ) -> None:
+        self._engine, self._factor = engine, np.float32(factor)
+        self._rows, self._columns = rows, columns
+        self.engine_id = engine.engine_id
+        self.frames = 0
+        """How many it was given."""
+
+    def infer(
+        self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
+    ) -> list[float]:
+        self._engine.infer(padded, out)
+        self.frames += len(padded)
+        for raw_map in out:
+            rows = range(raw_map.shape[0]) if self._rows is None else self._rows
+            columns = range(raw_map.shape[1]) if self._columns is None else self._columns
+            raw_map[np.ix_([*rows], [*columns])] *= self._factor
+        return [float(raw_map.max()) for raw_map in out]
+
+    def close(self) -> None:
+        self._engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +71,53 @@ def test_right_engines_pass_well_under_the_tolerance(
     assert check_parity(TorchRuntime(bundle.graph(), EngineOptions()), bundle, shapes) < 1e-4
     engine = OpenVinoRuntime(bundle.graph(), EngineOptions(threads=2))
     assert check_parity(engine, bundle, shapes) < 1e-4
+
+
+STRIP_BYTES = 12 << 20
+
+
+def in_strips(bundle: Bundle, shape: tuple[int, int, int]) -> tuple[OpenVinoRuntime, list[int]]:
+    """An engine whose frames of this shape go through in strips, and the first rows of these."""
+    graph = bundle.graph()
+    strips = graph.strips(map_hw(*shape[:2])[0], shape[1] + 64, STRIP_BYTES)
+    options = EngineOptions(threads=1, shapes=(shape,))
+    engine = OpenVinoRuntime(graph, options, strip_bytes=STRIP_BYTES)
+    return engine, [strip.first for strip in strips][1:]
+
+
+@pytest.mark.parametrize("shape", [(488, 496, 1), (640, 200, 1), (517, 411, 1)])
+def test_every_seam_and_the_last_columns_and_rows_are_compared(
+    bundle: Bundle, shape: tuple[int, int, int]
+) -> None:
+    right, seams = in_strips(bundle, shape)
+    assert len(seams) >= 2
+    assert check_parity(right, bundle, (shape,)) < 1e-4
+    rows, columns = map_hw(*shape[:2])
+    # Cells that hang on the last, odd pixels of a frame cannot be compared.
+    last = 1 if all(side % 8 == 0 for side in shape[:2]) else 3
+    wrong: list[tuple[list[int] | None, list[int] | None]]
+    wrong = [([seam], None) for seam in (seams[0], seams[-1] - 1)]
+    wrong += [(None, [columns - last]), ([rows - last], None), (None, [0]), ([0], None)]
+    for in_rows, in_columns in wrong:
+        engine = ScaledRuntime(right, in_rows, in_columns)
+        with pytest.raises(ParityError, match=f"of a {shape[0]}x{shape[1]} frame's map"):
+            check_parity(engine, bundle, (shape,))
+
+
+@pytest.mark.parametrize(("shape", "frames"), [((1024, 1280, 1), 1), ((600, 96, 1), 3)])
+def test_a_large_frame_is_inferred_once(
+    bundle: Bundle, shape: tuple[int, int, int], frames: int
+) -> None:
+    engine = OpenVinoRuntime(bundle.graph(), EngineOptions(threads=1, shapes=(shape,)))
+    counted = ScaledRuntime(engine, factor=1.0)
+    check_parity(counted, bundle, (shape,))
+    assert counted.frames == frames
+
+
+def test_every_precision_of_ours_has_a_tolerance_of_its_own() -> None:
+    precisions = {p for name, row in RUNTIMES.items() for p in row.precisions if name != "null"}
+    assert set(TOLERANCE) == precisions
+    assert TOLERANCE["f32"] < TOLERANCE["fp16"] < TOLERANCE["bf16"] < TOLERANCE["int8"]
 
 
 @pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU has no bfloat16 arithmetic")

@@ -166,8 +166,8 @@ def test_without_thresholds_it_names_the_command(bundles: dict[int, Bundle], run
 
 def test_what_cannot_be_opened_says_why(bundles: dict[int, Bundle], tmp_path: Path) -> None:
     bundle = with_thresholds(bundles[1], tmp_path, "torch/f32")
-    with pytest.raises(RuntimeUnavailable, match="'tensorrt' found, expected auto, openvino"):
-        open_runtime(bundle, "tensorrt")
+    with pytest.raises(RuntimeUnavailable, match="'onnx' found, expected auto, tensorrt, cuda"):
+        open_runtime(bundle, "onnx")
     with pytest.raises(RuntimeUnavailable, match="'bf16' found for runtime torch"):
         open_runtime(bundle, "torch", "bf16")
     with pytest.raises(RuntimeUnavailable, match="expected an importable module"):

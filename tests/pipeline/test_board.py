@@ -74,6 +74,22 @@ def test_a_stage_that_is_started_again_begins_anew(board: Board) -> None:
     assert (board.busy_limit_ms("worker"), board.incarnation("worker")) == (0, 2)
 
 
+def test_a_sentence_for_people(board: Board, tmp_path: Path) -> None:
+    other = Board(tmp_path / "board", NAMES)
+    assert [board.note(name) for name in NAMES] == ["", "", ""]
+    other.set_note("worker", "compiles für ein paar Minuten")
+    assert [board.note(name) for name in NAMES] == ["", "compiles für ein paar Minuten", ""]
+    other.set_note("worker", "ü" * 1000)
+    assert 200 < len(board.note("worker")) < 400
+    assert set(board.note("worker")) <= {"ü", "\N{REPLACEMENT CHARACTER}"}
+    assert (board.note("decision"), board.state("decision")) == ("", STARTING)
+    other.set_note("worker", "short")
+    assert board.note("worker") == "short"
+    board.set_starting("worker", 2)
+    assert other.note("worker") == ""
+    other.close()
+
+
 def test_heartbeats(board: Board) -> None:
     board.set_starting("worker", 1)
     time.sleep(0.03)
@@ -87,7 +103,7 @@ def test_heartbeats(board: Board) -> None:
 def test_boards_of_another_line(board: Board, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match=r"No such file.*a line that runs"):
         Board(tmp_path / "none", NAMES)
-    with pytest.raises(ResourceError, match="expected 640: another line"):
+    with pytest.raises(ResourceError, match="expected 2560: another line"):
         Board(tmp_path / "board", [*NAMES, "capture.right"])
     with pytest.raises(ResourceError, match=r"File exists.*no board yet"):
         Board(tmp_path / "board", NAMES, create=True)

@@ -9,6 +9,8 @@ import cv2
 import pytest
 
 from models.bundle import Bundle
+from models.runtimes.base import EngineOptions, Runtime
+from models.runtimes.openvino_ import OpenVinoRuntime
 from models.untrained import textured_frame, untrained_bundle
 from pipeline.cli import run
 
@@ -142,3 +144,32 @@ def test_train_needs_a_folder_of_images(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(["train", str(tmp_path / "none")]) == 9
     assert run(["train", str(tmp_path)]) == 9
     assert "no image found" in capsys.readouterr().err
+
+
+TOLD: list[EngineOptions] = []
+
+
+def telling(bundle: Bundle | None, options: EngineOptions) -> Runtime:
+    """An engine that keeps what it was told."""
+    assert bundle is not None
+    TOLD.append(options)
+    options.say("this takes some minutes")
+    return OpenVinoRuntime(bundle.graph(), EngineOptions(threads=1))
+
+
+def test_compile_opens_an_engine_as_the_station_would(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "line.yaml"
+    config.write_text(
+        f"station: compile\nstate_dir: state\nworker: {{bundle: {bundle}, max_batch: 8}}\n"
+        "cameras: {left: {source: {kind: synthetic, width: 96, height: 64}}}\n"
+    )
+    options = ["--shape", "64x96", "--runtime", f"{__name__}:telling"]
+    assert run(["compile", "--config", str(config), *options]) == 0
+    assert "this takes some minutes" in capsys.readouterr().err
+    assert run(["compile", str(bundle), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["opened"][0]["height"] == 64
+    assert [told.max_batch for told in TOLD] == [8, 1]
+    assert [told.shapes for told in TOLD] == [((64, 96, 1),)] * 2
+    assert TOLD[0].cache_dir == tmp_path / "state" / "engines"

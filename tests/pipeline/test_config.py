@@ -13,11 +13,13 @@ from pydantic import BaseModel
 
 from models.runtimes import RUNTIMES
 from pipeline.config import (
+    PRECISIONS,
     RUNTIME_NAMES,
     LineConfig,
     Recipe,
     SyntheticSource,
     VideoSource,
+    WorkerConfig,
     dump_resolved,
     load,
     load_recipe,
@@ -190,3 +192,17 @@ def test_an_ipc_endpoint_is_a_path(tmp_path: Path) -> None:
 
 def test_every_runtime_can_be_configured() -> None:
     assert set(RUNTIME_NAMES) == {"auto", *RUNTIMES}
+    precisions = {name: row.precisions for name, row in RUNTIMES.items() if name != "null"}
+    assert precisions == PRECISIONS
+    [annotation] = [WorkerConfig.model_fields["precision"].annotation]
+    allowed = {"auto", *(one for precisions in PRECISIONS.values() for one in precisions)}
+    assert set(typing.get_args(annotation)) == allowed
+
+
+def test_fallbacks_cores_and_the_wait_for_a_batch(tmp_path: Path) -> None:
+    assert load(write(tmp_path, GOOD)).worker == WorkerConfig(fallback=(), cores=(), max_wait_ms=0)
+    worker = "{fallback: [openvino/bf16, torch/f32], cores: [2, 0], max_wait_ms: 1.5}"
+    config = load(write(tmp_path, GOOD + f"worker: {worker}\n"))
+    assert config.worker.fallback == ("openvino/bf16", "torch/f32")
+    assert (config.worker.cores, config.worker.max_wait_ms) == ((2, 0), 1.5)
+    assert load_resolved(dump_resolved(config)) == config

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from models.bundle import Bundle, Calibration, EngineThresholds, recalibrated
+from models.runtimes import available_runtimes
+from models.runtimes.machine import driver_fault
+from models.untrained import untrained_bundle
 from pipeline.cli import run
 from pipeline.config import LineConfig, load
 from pipeline.doctor import Finding, Level, cpu_flags, cpu_quota, examine_machine, size_text
@@ -114,6 +118,76 @@ def test_a_bundle_that_is_missing(tmp_path: Path, worker: str) -> None:
     found = finding(examine_line(load(path)), "worker")
     assert found.level is Level.ERROR
     assert "bundle" in found.found
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Calibrated for torch/f32 and openvino/f32."""
+    folder = tmp_path_factory.mktemp("bundle")
+    plain = Bundle.load(untrained_bundle(folder))
+    thresholds = EngineThresholds(0.5, 0.4, 10, 0, 0.3, 0.95, "for a test")
+    engines = dict.fromkeys(("torch/f32", "openvino/f32", "cuda/fp16"), thresholds)
+    return recalibrated(plain, folder, Calibration(0.1, 0.2, engines))
+
+
+def with_worker(tmp_path: Path, worker: str) -> LineConfig:
+    line(tmp_path)
+    path = tmp_path / "line.yaml"
+    path.write_text(path.read_text().replace("{runtime: 'null'}", worker))
+    return load(path)
+
+
+def test_the_chain_of_engines_and_the_one_that_would_be_taken(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_worker(tmp_path, f"{{bundle: {bundle}}}")
+    found = examine_line(config)
+    rows = [f for f in found if f.name.startswith("engine")]
+    engines = [name for name in available_runtimes() if name != "null/none"]
+    chain = [f"engine {n}, {engine}" for n, engine in enumerate(engines, 1)]
+    assert [f.name for f in rows] == [*chain, "engine"]
+    assert {f.level for f in rows} == {Level.OK}
+    usable = [f.name.partition(", ")[2] for f in rows if f.found == "usable"]
+    if driver_fault():
+        assert usable == ["openvino/f32", "torch/f32"]
+    assert rows[-1].found == f"{usable[0]}, if it gives the bundle's reference maps"
+    refused = finding(found, f"engine {1 + engines.index('openvino/int8')}, openvino/int8")
+    assert refused.found.startswith("not usable: ")
+    assert "--runtime openvino/int8" in refused.found
+    # And by the command, for people and for programs.
+    assert run(["doctor", str(tmp_path / "line.yaml")]) == 0
+    assert "openvino/int8" in capsys.readouterr().out
+    assert run(["doctor", str(tmp_path / "line.yaml"), "--json"]) == 0
+    answer = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert answer["engine"]["found"] == rows[-1].found
+    assert answer[refused.name]["found"] == refused.found
+
+
+@pytest.mark.skipif(not driver_fault(), reason="this machine has an NVIDIA GPU")
+def test_a_fallback_that_would_be_taken_is_a_warning(tmp_path: Path, bundle: Path) -> None:
+    worker = f"{{bundle: {bundle}, runtime: cuda, precision: fp16, fallback: [torch/f32]}}"
+    found = examine_line(with_worker(tmp_path, worker))
+    assert "no NVIDIA driver" in finding(found, "engine 1, cuda/fp16").found
+    assert finding(found, "engine 2, torch/f32").found == "usable"
+    taken = finding(found, "engine")
+    assert taken.level is Level.WARNING
+    assert taken.found.startswith("torch/f32")
+    assert "fallback" in taken.remedy
+    worker = f"{{bundle: {bundle}, runtime: cuda, precision: fp16}}"
+    error = finding(examine_line(with_worker(tmp_path, worker)), "worker")
+    assert error.level is Level.ERROR
+    assert "no NVIDIA driver" in error.found
+
+
+def test_a_fallback_without_thresholds_and_cores_that_there_are_not(
+    tmp_path: Path, bundle: Path
+) -> None:
+    worker = f"{{bundle: {bundle}, runtime: torch, fallback: [openvino/bf16], cores: [0, 9999]}}"
+    found = examine_line(with_worker(tmp_path, worker))
+    assert finding(found, "worker").level is Level.ERROR
+    assert "--runtime openvino/bf16" in finding(found, "worker").found
+    assert finding(found, "worker.cores").level is Level.ERROR
+    assert finding(found, "worker.cores").found.startswith("0, 9999 of ")
 
 
 def test_cpu_flags(tmp_path: Path) -> None:

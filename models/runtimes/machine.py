@@ -1,0 +1,89 @@
+"""Whether this machine can run an engine, found out without importing torch, openvino or TensorRT.
+
+In this order, since each is of use only with those before it: the packages, an NVIDIA driver with a
+GPU, a torch that was built for it; and for bfloat16 on the CPU, a CPU that multiplies it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+DRIVER = "libcuda.so.1"
+
+
+def engine_fault(packages: tuple[str, ...], extra: str, *, gpu: bool, cpu_bf16: bool) -> str:
+    """Why this machine cannot run an engine and what to do; "" if it can.
+
+    packages: to be installed, as `linewatch[extra]` does. gpu: it needs an NVIDIA GPU. cpu_bf16: it
+    needs a CPU with bfloat16.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        what = f"package {missing[0]} is" if len(missing) == 1 else f"{' and '.join(missing)} are"
+        return f"{what} not installed: run `pip install 'linewatch[{extra}]'`"
+    if gpu and (fault := driver_fault() or torch_fault()):
+        return fault
+    if cpu_bf16 and not cpu_has_bf16():
+        return "this CPU has neither avx512_bf16 nor amx_bf16: use precision f32"
+    return ""
+
+
+@cache
+def driver_fault() -> str:
+    """Why no NVIDIA GPU can be used, by the driver's own word; "" if one can."""
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return (
+            f"no NVIDIA driver ({DRIVER}) found: install it, in a container give it the GPU; "
+            "without a GPU use runtime openvino"
+        )
+    if (code := driver.cuInit(0)) != 0:
+        return (
+            f"the NVIDIA driver does not start (cuInit gives {code}, expected 0): see `nvidia-smi` "
+            "and whether the driver fits the kernel; without a GPU use runtime openvino"
+        )
+    count = ctypes.c_int(0)
+    if driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return (
+            "the NVIDIA driver finds no GPU: see `nvidia-smi` and CUDA_VISIBLE_DEVICES; without a "
+            "GPU use runtime openvino"
+        )
+    return ""
+
+
+def torch_fault() -> str:
+    """Why the installed torch uses no NVIDIA GPU; "" if it is a CUDA build."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return "package torch is not installed: run `pip install 'linewatch[station]'`"
+    if cuda_of(Path(spec.origin).with_name("version.py")):
+        return ""
+    return (
+        "torch is not a CUDA build: install one, such as that of `pip install torch` without "
+        "another index, or use runtime openvino"
+    )
+
+
+def cuda_of(version_py: Path) -> str:
+    """The CUDA version in torch's `version.py`, such as `12.8`; "" for a build without."""
+    try:
+        text = version_py.read_text(errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"""^cuda\s*(?::[^=\n]*)?=\s*['"]([^'"]+)['"]""", text, re.MULTILINE)
+    return found[1] if found else ""
+
+
+@cache
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself; emulated, it is slower than f32."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", text) is not None
