@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ModelsError
+from models.pdn import feature_channels
 from models.variants import map_hw
 from tools.bench_bundles import again, make_bundle, open_engine, padded_frame, with_peaks
 from tools.bench_machine import Goal, take_turns
@@ -33,11 +34,18 @@ VARIANT = "pdn_small"
 
 
 def compare(
-    folder: Path, engines: Sequence[str], *, threads: int, seconds: float, venv: Path | None
+    folder: Path,
+    engines: Sequence[str],
+    *,
+    threads: int,
+    seconds: float,
+    venv: Path | None,
+    map_channels: int = 0,
 ) -> tuple[dict[str, Any], list[Goal]]:
     """Times and ratios for JSON, and the goals; `why_not` alone where there are no networks.
 
-    engines: ours, those that can be opened. seconds: for each network.
+    engines: ours, those that can be opened. seconds: for each network. map_channels: those of the
+    goals once more, with maps of so many channels; 0: not.
     """
     why = "" if _all_there(folder) else _make(folder, threads, venv)
     if why:
@@ -58,17 +66,19 @@ def compare(
     raw_map = np.empty(map_hw(height, width), np.float32)
     left_out = {}
     with tempfile.TemporaryDirectory(prefix="linewatch-bench-") as work, ExitStack() as opened:
-        bundle = make_bundle(Path(work), VARIANT, 3)
-        if any(engine.endswith("/int8") for engine in engines):
-            bundle = with_peaks(bundle, threads)
-        for engine in engines:
-            try:
-                runtime = open_engine(bundle, engine, threads, [(height, width, 3)], [frame])
-            except (ModelsError, ImportError) as error:
-                left_out[engine] = str(error)
-                continue
-            opened.enter_context(closing(runtime))
-            entries[engine] = again(runtime, frame, raw_map)
+        for keep in (0, map_channels) if map_channels else (0,):
+            bundle = make_bundle(Path(work), VARIANT, 3, keep)
+            if any(engine.endswith("/int8") for engine in engines):
+                bundle = with_peaks(bundle, threads)
+            for engine in engines if not keep else [each for each in engines if each in GOALS]:
+                name = f"{engine}, {keep} of {feature_channels(VARIANT)}" if keep else engine
+                try:
+                    runtime = open_engine(bundle, engine, threads, [(height, width, 3)], [frame])
+                except (ModelsError, ImportError) as error:
+                    left_out[name] = str(error)
+                    continue
+                opened.enter_context(closing(runtime))
+                entries[name] = again(runtime, frame, raw_map)
         for entry in entries.values():
             entry()
         took_ms = take_turns(entries, seconds=seconds)
@@ -112,9 +122,9 @@ def goals(medians_ms: Mapping[str, float]) -> list[Goal]:
     """Of the engines that were measured."""
     whole = medians_ms["anomalib whole"]
     return [
-        Goal(f"{engine} over anomalib's whole model, times as fast", whole / medians_ms[engine], x)
-        for engine, x in GOALS.items()
-        if engine in medians_ms
+        Goal(f"{name} over anomalib's whole model, times as fast", whole / took_ms, GOALS[engine])
+        for name, took_ms in medians_ms.items()
+        if (engine := name.partition(",")[0]) in GOALS
     ]
 
 

@@ -360,7 +360,12 @@ def run(chosen: argparse.Namespace) -> int:
     goals: list[Goal] = []
     if chosen.anomalib is not None:
         beside, goals = compare(
-            chosen.anomalib, engines, threads=plan.threads, seconds=plan.seconds, venv=chosen.venv
+            chosen.anomalib,
+            engines,
+            threads=plan.threads,
+            seconds=plan.seconds,
+            venv=chosen.venv,
+            map_channels=plan.map_channels,
         )
     with progress_bar("Engines", None, quiet=not sys.stderr.isatty()) as update:
         found = measure(plan, update)
