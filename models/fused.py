@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,10 +71,24 @@ class FusedGraph:
     whole: WholeGraph | None = None
     """The global branch, which looks at the frame beside these."""
 
-    def strips(self, map_rows: int, padded_columns: int, at_most_bytes: int) -> tuple[Strip, ...]:
-        """Strips whose largest intermediate tensor, in float32, stays within a bound."""
-        per_map_row = STRIDE * self.largest_tensor_bytes(1, padded_columns)
-        return strips(map_rows, max(8, at_most_bytes // per_map_row))
+    def pieces(self, map_hw: tuple[int, int], at_most_bytes: int) -> tuple[Piece, ...]:
+        """A frame's pieces, equally large, in the order in which they are to be inferred.
+
+        Their largest tensor, in float32, stays near the bound: margins above and below come on top.
+        Strips of whole rows, unless these are so low that their overlap costs more than columns do.
+        """
+
+        def fitting(columns: int) -> int:
+            row = STRIDE * self.largest_tensor_bytes(1, input_rows(columns))
+            return at_most_bytes // row
+
+        rows, columns = map_hw
+        split = strips(columns, columns)
+        if fitting(columns) < min(rows, LEAST_ROWS):
+            square = isqrt(at_most_bytes // self.largest_tensor_bytes(STRIDE, STRIDE))
+            split = strips(columns, max(LEAST_STRIP, square))
+        down = strips(rows, max(LEAST_STRIP, fitting(split[0].last - split[0].first)))
+        return tuple(Piece(part, side) for part in down for side in split)
 
     def largest_tensor_bytes(self, rows: int, columns: int) -> int:
         """Of the first layers' outputs, teacher and student together, in float32."""
@@ -85,7 +100,7 @@ class FusedGraph:
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """Map rows [first, last) of a frame, and the padded input rows that they need.
+    """Map rows [first, last) of a frame, and the padded input rows that they need; or columns.
 
     The last strip's rows may end one beyond the padded frame's.
     """
@@ -96,6 +111,41 @@ class Strip:
     @property
     def input_rows(self) -> slice:
         return slice(STRIDE * self.first, STRIDE * self.first + input_rows(self.last - self.first))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What is inferred at once of a frame too large for that: a strip of it, or a part of one."""
+
+    rows: Strip
+    columns: Strip
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        """Of the padded frame."""
+        return self.rows.input_rows, self.columns.input_rows
+
+    @property
+    def cells(self) -> tuple[slice, slice]:
+        """Of the frame's map."""
+        return (
+            slice(self.rows.first, self.rows.last),
+            slice(self.columns.first, self.columns.last),
+        )
+
+    def padded_hw(self, frame_hw: tuple[int, int]) -> tuple[int, int]:
+        """Of its pixels, in a padded frame of this size."""
+        height, width = (
+            min(place.stop, side) - place.start
+            for place, side in zip(self.pixels, frame_hw, strict=True)
+        )
+        return height, width
+
+
+LEAST_STRIP = 8
+"""Rows of the lowest strip."""
+LEAST_ROWS = 48
+"""Lower strips of whole rows would compute half as much again for their margins."""
 
 
 def input_rows(map_rows: int) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.fused import FusedGraph, fuse, input_rows, weight_shapes
+from models.fused import FusedGraph, fuse, weight_shapes
 from models.runtimes import cpu_has_bf16
 from models.runtimes.base import EngineOptions
 from models.runtimes.openvino_ import STRIP_BYTES, OpenVinoRuntime
@@ -77,8 +77,8 @@ def run_huge(
     graph = random_graph(variant)
     padded = lined_frame(height, width)
     raw_map = np.zeros(map_hw(height, width), np.float32)
-    pieces = graph.strips(len(raw_map), padded.shape[1], STRIP_BYTES)
-    rows = input_rows(pieces[0].last - pieces[0].first)
+    pieces = graph.pieces((raw_map.shape[0], raw_map.shape[1]), STRIP_BYTES)
+    piece_hw = pieces[0].padded_hw((padded.shape[0], padded.shape[1]))
     start = time.perf_counter()
     options = EngineOptions(precision=precision, threads=threads, shapes=((height, width, 1),))
     engine = OpenVinoRuntime(graph, options)
@@ -86,7 +86,7 @@ def run_huge(
     engine.infer([padded], [raw_map])
     done = time.perf_counter()
     peak = resident_peak_bytes()
-    seam = STRIDE * (pieces[len(pieces) // 2].first)
+    seam = STRIDE * pieces[len(pieces) // 2].rows.first
     difference = crop_difference(engine, padded, raw_map, (seam, width // 2))
     engine.close()
     return HugeFigures(
@@ -98,7 +98,7 @@ def run_huge(
         strips=len(pieces),
         frame_mib=padded.nbytes / _MIB,
         map_mib=raw_map.nbytes / _MIB,
-        largest_tensor_mib=graph.largest_tensor_bytes(rows, padded.shape[1]) / _MIB,
+        largest_tensor_mib=graph.largest_tensor_bytes(*piece_hw) / _MIB,
         before_mib=before / _MIB,
         peak_mib=peak / _MIB,
         open_s=opened - start,

@@ -3,7 +3,7 @@
 A lane is a compiled graph for one shape of batch, with buffers of its own. There are two of each
 shape: while one computes, the other is filled.
 
-1. Each frame is one piece, or several strips where its largest tensor would pass the limit.
+1. Each frame is one piece, or several where its largest tensor would pass the limit.
 2. Pieces of one shape go together, as many as a lane takes: powers of two, so that few are made.
 3. A lane is emptied before it is filled again, in the order in which lanes were begun.
 """
@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.fused import FusedGraph, input_rows
+from models.fused import FusedGraph
 from models.runtimes.base import check_batch
 from models.variants import FRAME_MARGIN_PX, map_hw
 
@@ -78,9 +78,9 @@ class LaneRuntime:
         self._pairs: OrderedDict[Shape, _Pair] = OrderedDict()
         self._pinned: set[Shape] = set()
         for height, width, channels in shapes:
-            rows, columns = height + 2 * FRAME_MARGIN_PX, width + 2 * FRAME_MARGIN_PX
-            first = graph.strips(map_hw(height, width)[0], columns, strip_bytes)[0]
-            shape = (1, min(input_rows(first.last - first.first), rows), columns, channels)
+            first = graph.pieces(map_hw(height, width), strip_bytes)[0]
+            both = 2 * FRAME_MARGIN_PX
+            shape = (1, *first.padded_hw((height + both, width + both)), channels)
             self._pair(shape)
             self._pinned.add(shape)
 
@@ -116,8 +116,9 @@ class LaneRuntime:
     def _batches(self, padded: Frames, out: Maps) -> Iterator[list[_Piece]]:
         waiting: list[_Piece] = []
         for frame, raw_map in zip(padded, out, strict=True):
-            for strip in self._graph.strips(raw_map.shape[0], frame.shape[1], self._strip_bytes):
-                piece = _Piece(frame[strip.input_rows], raw_map[strip.first : strip.last])
+            size = (raw_map.shape[0], raw_map.shape[1])
+            for part in self._graph.pieces(size, self._strip_bytes):
+                piece = _Piece(frame[part.pixels], raw_map[part.cells])
                 if waiting and waiting[0].rows.shape != piece.rows.shape:
                     yield from self._in_powers(waiting)
                     waiting = []

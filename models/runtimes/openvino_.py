@@ -1,9 +1,9 @@
 """OpenVINO on the CPU: the fused graph built directly from numpy weights; torch is not imported.
 
 One model is compiled per input shape. A frame whose first layer's output would not fit in
-`STRIP_BYTES` goes through in equally high strips, so that one compiled shape serves it all and
-memory stays bounded. Strips are views of the frame, and maps are written where the caller wants
-them: nothing is copied.
+`STRIP_BYTES` goes through in equally large pieces, so that one compiled shape serves it all and
+memory stays bounded. Strips of whole rows are views of the frame, and their maps are written where
+the caller wants them: nothing is copied.
 
 Compiled models are not cached on disk: compiling takes 0.05 to 0.1 s, reading a cache as long.
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.errors import BundleError, DataError
-from models.fused import FusedGraph, input_rows
+from models.fused import FusedGraph
 from models.runtimes.base import EngineOptions, Runtime, check_batch
 from models.runtimes.openvino_graph import Peaks, build_model, build_peaks_model
 from models.schema import LayerPeaks
@@ -91,10 +91,10 @@ class OpenVinoRuntime:
             hint=hint,
             threads=options.threads,
         )
+        both = 2 * FRAME_MARGIN_PX
         for height, width, _ in options.shapes:
-            rows, columns = height + 2 * FRAME_MARGIN_PX, width + 2 * FRAME_MARGIN_PX
-            first = graph.strips(map_hw(height, width)[0], columns, strip_bytes)[0]
-            self._compiled.pin((min(input_rows(first.last - first.first), rows), columns))
+            first = graph.pieces(map_hw(height, width), strip_bytes)[0]
+            self._compiled.pin(first.padded_hw((height + both, width + both)))
 
     def infer(
         self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
@@ -103,18 +103,18 @@ class OpenVinoRuntime:
         check_batch(padded, out, self._graph.in_channels)
         peaks = []
         for frame, raw_map in zip(padded, out, strict=True):
-            source = np.ascontiguousarray(frame)
-            target = raw_map if raw_map.flags.c_contiguous else np.empty_like(raw_map, order="C")
-            for strip in self._graph.strips(target.shape[0], source.shape[1], self._strip_bytes):
-                rows = source[strip.input_rows]
-                request = self._compiled.request((rows.shape[0], rows.shape[1]))
-                request.set_input_tensor(ov.Tensor(rows[None], shared_memory=True))
-                part = target[None, strip.first : strip.last]
-                request.set_output_tensor(ov.Tensor(part, shared_memory=True))
+            pieces = self._graph.pieces((raw_map.shape[0], raw_map.shape[1]), self._strip_bytes)
+            for piece in pieces:
+                pixels = np.ascontiguousarray(frame[piece.pixels])
+                part = raw_map[piece.cells]
+                target = part if part.flags.c_contiguous else np.empty_like(part, order="C")
+                request = self._compiled.request((pixels.shape[0], pixels.shape[1]))
+                request.set_input_tensor(ov.Tensor(pixels[None], shared_memory=True))
+                request.set_output_tensor(ov.Tensor(target[None], shared_memory=True))
                 request.infer()
-            if target is not raw_map:
-                raw_map[...] = target
-            peaks.append(float(target.max()))
+                if target is not part:
+                    part[...] = target
+            peaks.append(float(raw_map.max()))
         return peaks
 
     @property
@@ -137,11 +137,12 @@ def activation_peaks(
         lambda rows, columns: build_peaks_model(graph, rows, columns), hint="f32", threads=threads
     )
     highest: list[NDArray[np.float32]] = []
+    both = 2 * FRAME_MARGIN_PX
     for frame in padded:
-        cells = map_hw(*(side - 2 * FRAME_MARGIN_PX for side in frame.shape[:2]))[0]
-        for strip in graph.strips(cells, frame.shape[1], STRIP_BYTES):
-            rows = np.ascontiguousarray(frame[strip.input_rows])
-            found = compiled.request((rows.shape[0], rows.shape[1])).infer([rows[None]])
+        cells = map_hw(frame.shape[0] - both, frame.shape[1] - both)
+        for piece in graph.pieces(cells, STRIP_BYTES):
+            pixels = np.ascontiguousarray(frame[piece.pixels])
+            found = compiled.request((pixels.shape[0], pixels.shape[1])).infer([pixels[None]])
             each = [np.array(value) for value in found.values()]
             highest = [np.maximum(*pair) for pair in zip(highest or each, each, strict=True)]
     if not highest:

@@ -111,7 +111,7 @@ def test_strips_equal_the_whole_frame() -> None:
         runtime = CudaRuntime(graph, EngineOptions("f32"), strip_bytes=strip_bytes)
         maps += infer(runtime, [frame])
         runtime.close()
-    assert len(graph.strips(maps[0].shape[0], 90 + BOTH, 2 << 20)) > 2
+    assert len(graph.pieces(map_hw(403, 90), 2 << 20)) > 2
     assert off(maps[1], maps[0]) <= 1e-5
     assert off(maps[1], expected_of(frame, scales=(1, 2))) <= BOUNDS["f32"]
 

@@ -96,6 +96,42 @@ def test_strips_give_the_map_of_the_whole(
     np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=st.integers(9, 90),
+    columns=st.integers(9, 90),
+    kib=st.sampled_from([400, 1500, 6000, 10**6]),
+)
+def test_pieces_cover_a_map_and_stay_small(rows: int, columns: int, kib: int) -> None:
+    """Written in their order, every cell ends up from a piece in which it is right."""
+    graph = fuse(weights_of(untrained_model("pdn_tiny", 1)), "pdn_tiny", 1)
+    pieces = graph.pieces((rows, columns), kib << 10)
+    right = np.zeros((rows, columns), np.bool_)
+    for piece in pieces:
+        inside = np.ones((rows, columns), np.bool_)[piece.cells]
+        for axis, part, end in ((0, piece.rows, rows), (1, piece.columns, columns)):
+            if part.last < end:  # the last two rows or columns of a piece are not
+                inside[(slice(None),) * axis + (slice(-2, None),)] = False
+        right[piece.cells] = inside
+    assert right.all()
+    sizes = {np.ones((rows, columns))[piece.cells].shape for piece in pieces}
+    assert len(sizes) == 1
+    height, width = sizes.pop()
+    smallest = graph.largest_tensor_bytes(4 * 8, 4 * 8)
+    assert graph.largest_tensor_bytes(4 * height, 4 * width) <= max(kib << 10, smallest)
+
+
+def test_a_wide_frame_is_cut_both_ways() -> None:
+    """A web of 16,384 pixels in strips of whole rows would be computed six times."""
+    graph = fuse(weights_of(untrained_model("pdn_small", 1)), "pdn_small", 1)
+    pieces = graph.pieces((4096, 4096), 512 << 20)
+    pixels = sum(np.prod(piece.padded_hw((16448, 16448))) for piece in pieces)
+    assert pixels < 1.3 * 16384**2
+    assert {piece.columns for piece in graph.pieces((512, 612), 512 << 20)} == {
+        graph.pieces((8, 612), 512 << 20)[0].columns
+    }
+
+
 def test_a_detector_of_two_scales_gives_the_mean_of_both() -> None:
     both = untrained_model("pdn_tiny", 3, (1, 2))
     padded = pad_frame(textured_frame(72, 90, 3), FRAME_MARGIN_PX)

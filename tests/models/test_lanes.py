@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.errors import DataError
-from models.fused import FusedGraph, fuse, input_rows
+from models.fused import FusedGraph, fuse
 from models.references import weights_of
 from models.runtimes.base import EngineOptions
 from models.runtimes.lanes import KEPT, Frames, LaneRuntime, Shape
@@ -214,13 +214,13 @@ def test_strips_are_put_together_again(graph: FusedGraph, max_batch: int) -> Non
     rng = np.random.default_rng(6)
     padded = [rng.integers(0, 256, flat(0, 333, 50).shape, np.uint8) for _ in range(2)]
     strip_bytes = 16 * STRIDE * graph.largest_tensor_bytes(1, padded[0].shape[1])
-    strips = graph.strips(84, padded[0].shape[1], strip_bytes)
-    assert len(strips) > 4
+    pieces = graph.pieces((84, 13), strip_bytes)
+    assert len(pieces) > 4
     runtime = runtime_of(graph, shop, strip_bytes=strip_bytes, max_batch=max_batch)
     for frame, raw_map in zip(padded, infer(runtime, padded), strict=True):
         assert np.array_equal(raw_map, expected_of(frame))
     starts = [count for what, _, count in shop.done if what == "start"]
-    assert sum(starts) == 2 * len(strips)
+    assert sum(starts) == 2 * len(pieces)
 
 
 def test_a_pinned_shape_is_that_of_its_strips(graph: FusedGraph) -> None:
@@ -228,8 +228,8 @@ def test_a_pinned_shape_is_that_of_its_strips(graph: FusedGraph) -> None:
     strip_bytes = 16 * STRIDE * graph.largest_tensor_bytes(1, 50 + 2 * FRAME_MARGIN_PX)
     runtime = runtime_of(graph, shop, shapes=[(333, 50, 1)], strip_bytes=strip_bytes)
     [shape] = shop.shapes()
-    strip = graph.strips(84, 114, strip_bytes)[0]
-    assert shape == (1, input_rows(strip.last - strip.first), 114, 1)
+    piece = graph.pieces((84, 13), strip_bytes)[0]
+    assert shape == (1, *piece.padded_hw((333 + 64, 114)), 1)
     infer(runtime, [flat(3, 333, 50)])
     # The last strip may be a row short where the height is odd; all others are as they were made.
     assert shop.shapes()[0] == shape
