@@ -48,9 +48,11 @@ def replay_config(
     recipe: Recipe | None = None,
     slots: int = 6,
     station: str = "replay",
+    continuous: bool = False,
 ) -> LineConfig:
     """A line that replays each source as a camera of its own: cam0, cam1, ...
 
+    continuous: the sources are webs in blocks, see `pipeline.web`.
     work_dir: journal, logs and sockets; also tells apart two replays that run at once.
     """
     work_dir = work_dir.absolute()
@@ -64,6 +66,7 @@ def replay_config(
                 slots=slots,
                 on_full="wait",
                 deadline_ms=None,
+                continuous=continuous,
                 recipe=recipe or Recipe(),
             )
             for number, source in enumerate(sources)

@@ -39,8 +39,16 @@ def command(
     recipe: Annotated[
         Path | None, typer.Option(help="A recipe (YAML): zones, thresholds, minimum area.")
     ] = None,
-    runtime: Annotated[str, typer.Option(help="auto, openvino, torch, null.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, f32, bf16.")] = "auto",
+    continuous: Annotated[
+        bool,
+        typer.Option(
+            "--continuous", help="Frames are blocks of one web, as of a line-scan camera."
+        ),
+    ] = False,
+    runtime: Annotated[
+        str, typer.Option(help="auto, tensorrt, cuda, openvino, torch, null.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, int8, fp16, bf16, f32.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Of the engine; 0: all cores.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -77,6 +85,7 @@ def command(
             worker=worker,
             recipe=chosen,
             station=f"replay-{Path(work).name.rpartition('-')[2]}",
+            continuous=continuous,
         )
         total = sum(len(t.frames) for t in truths if t) if all(truths) else None
         with line_progress("Replaying", total, quiet=as_json) as watch:

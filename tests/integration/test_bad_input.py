@@ -51,6 +51,18 @@ def test_a_sound_recording_ends_with_zero(tmp_path: Path, recording: Path) -> No
     assert replay(tmp_path, recording) == (0, {"defect": FRAMES})
 
 
+def test_a_web_in_blocks(
+    tmp_path: Path, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert replay(tmp_path, recording, "--continuous") == (0, {"defect": FRAMES})
+    blocks = tmp_path / "blocks"
+    blocks.mkdir()
+    write_png(blocks / "0.png", np.zeros((60, 80, 1), np.uint8))
+    code, _ = replay(tmp_path, blocks, "--continuous")
+    assert code == 2
+    assert "blocks of 60 lines found" in capsys.readouterr().err
+
+
 def test_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, reasons = replay(tmp_path, tmp_path / "nothing.mkv")
     assert (code, reasons) == (3, {})
