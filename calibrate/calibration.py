@@ -129,7 +129,8 @@ def calibrate(
         open_engine = partial(
             open_runtime, measured, threads=threads, cache_dir=cache_dir, calibrating=True
         )
-        spare = [f"{name}/f32"] if "auto" in runtimes and precision != "f32" else []
+        by_name = precision in ("f32", "int8")
+        spare = [f"{name}/f32"] if "auto" in runtimes and not by_name else []
         runtime = open_engine(name, precision, fallback=spare, say=say)
         try:
             if precision == "int8":

@@ -41,7 +41,10 @@ MAX_SIDE_PX = 65536
 
 def _resolve_path(text: str, info: ValidationInfo) -> str:
     folder = (info.context or {}).get("folder")
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"a path whose user is known here, not {text!r}") from error
     return str(path if folder is None else (Path(folder) / path).absolute())
 
 
@@ -248,6 +251,16 @@ class LineConfig(Strict):
     worker: WorkerConfig = WorkerConfig()
     publish: PublishConfig = PublishConfig()
     supervision: SupervisionConfig = SupervisionConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        deadlines = [c.deadline_ms for c in self.cameras.values() if c.deadline_ms is not None]
+        if deadlines and self.worker.max_wait_ms >= min(deadlines):
+            raise ValueError(
+                f"worker.max_wait_ms below the shortest deadline_ms, {min(deadlines):g}, and it is "
+                f"{self.worker.max_wait_ms:g}: frames that wait for a batch would all be late"
+            )
+        return self
 
 
 def load(path: Path) -> LineConfig:

@@ -78,7 +78,8 @@ def _validation_faults(
             if guess:
                 suggested.add((*path[:-1], guess))
         else:
-            found = str(path[-1]) if item["loc"][-1] == "[key]" else document.at(path)
+            by_key = bool(path) and item["loc"][-1] == "[key]"
+            found = str(path[-1]) if by_key else document.at(path)
             entries = len(found) if isinstance(found, tuple | dict) else 0
             if kind == "too_short" and entries >= context["min_length"]:
                 continue  # pydantic counts valid entries only, and the others are reported

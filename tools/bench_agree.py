@@ -202,6 +202,9 @@ def run(chosen: argparse.Namespace) -> int:
         print(as_json(figures))
     else:
         _print(bundle, found, left_out, goals)
+    if not goals:
+        print(f"nothing to compare with {YARDSTICK}: {left_out}", file=sys.stderr)
+        return 2
     return exit_code(goals)
 
 

@@ -128,6 +128,13 @@ def open_runtime(
     refusals: list[tuple[str, ParityError | RuntimeUnavailable]] = []
     if not chain:
         refusals.append((f"{runtime}/{precision}", _unfit(runtime, precision, own)))
+    elif bundle is not None:
+        # What `auto` would rather take is not passed over in silence.
+        refusals += [
+            (each.engine, RuntimeUnavailable(each.fault))
+            for each in own[: own.index(chain[0])]
+            if each.engine in bundle.calibration.engines
+        ]
     chain += [each for each in spare if each not in chain]
     say, told = say or say_nothing, 0
     for candidate in chain:
@@ -159,22 +166,36 @@ def _open(
 ) -> Runtime:
     """One engine, checked."""
     target = RUNTIMES[runtime].factory if runtime in RUNTIMES else runtime
-    engine = _factory(target)(bundle, options)
+    factory = _factory(target)
+    try:
+        engine = factory(bundle, options)
+    except (RuntimeError, OSError) as error:
+        # What GPU libraries raise: out of memory, a kernel that does not compile, a missing file.
+        raise RuntimeUnavailable(
+            f"{runtime}/{options.precision} cannot be opened: {type(error).__name__}: {error}: see "
+            "`linewatch doctor`, or allow another engine in worker.fallback"
+        ) from error
     if bundle is None or runtime == "null":
         return engine
+    batches = [1]
+    if runtime in RUNTIMES and RUNTIMES[runtime].gpu:
+        # Each size of a batch is a graph of its own, and each of its two lanes.
+        sizes = [1 << n for n in range(options.max_batch.bit_length())]
+        batches = [size for size in sizes for _ in range(2)]
     try:
         if not calibrating:
             bundle.thresholds(engine_of(engine.engine_id))
         whole = bundle.graph().whole if bundle.global_branch else None
         if whole is None:
-            check_parity(engine, bundle, options.shapes)
+            check_parity(engine, bundle, options.shapes, batches=batches)
         else:
             from models.runtimes.with_whole import WithWhole
 
             # The branch sees a crop as a whole frame only; beside others it is another picture.
             local, engine = engine, WithWhole(engine, whole, options.threads)
             check_parity(engine, bundle)
-            check_parity(local, bundle, options.shapes, engine.local(bundle.references()))
+            crops = engine.local(bundle.references())
+            check_parity(local, bundle, options.shapes, crops, batches)
         precedents = bundle.precedents()
     except BaseException:
         engine.close()
@@ -318,8 +339,8 @@ def _unfit(runtime: str, precision: str, found: Sequence[Candidate]) -> RuntimeU
 
 def _fault(name: str, precision: str) -> str:
     row = RUNTIMES[name]
-    bf16 = precision == "bf16" and not row.gpu
-    return engine_fault(row.packages, row.extra, gpu=row.gpu, cpu_bf16=bf16)
+    cpu_needs = "" if row.gpu else precision
+    return engine_fault(row.packages, row.extra, gpu=row.gpu, cpu_needs=cpu_needs)
 
 
 def _factory(target: str) -> Factory:

@@ -1,7 +1,7 @@
 """Whether this machine can run an engine, found out without importing torch, openvino or TensorRT.
 
 In this order, since each is of use only with those before it: the packages, an NVIDIA driver with a
-GPU, a torch that was built for it; and for bfloat16 on the CPU, a CPU that multiplies it.
+GPU, a torch that was built for it; and for bfloat16 and int8 on the CPU, one that multiplies them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 DRIVER = "libcuda.so.1"
 
 
-def engine_fault(packages: tuple[str, ...], extra: str, *, gpu: bool, cpu_bf16: bool) -> str:
+def engine_fault(packages: tuple[str, ...], extra: str, *, gpu: bool, cpu_needs: str = "") -> str:
     """Why this machine cannot run an engine and what to do; "" if it can.
 
-    packages: to be installed, as `linewatch[extra]` does. gpu: it needs an NVIDIA GPU. cpu_bf16: it
-    needs a CPU with bfloat16.
+    packages: to be installed, as `linewatch[extra]` does. gpu: it needs an NVIDIA GPU. cpu_needs:
+    the precision that the CPU must be able to multiply.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
@@ -27,8 +27,10 @@ def engine_fault(packages: tuple[str, ...], extra: str, *, gpu: bool, cpu_bf16: 
         return f"{what} not installed: run `pip install 'linewatch[{extra}]'`"
     if gpu and (fault := driver_fault() or torch_fault()):
         return fault
-    if cpu_bf16 and not cpu_has_bf16():
+    if cpu_needs == "bf16" and not cpu_has_bf16():
         return "this CPU has neither avx512_bf16 nor amx_bf16: use precision f32"
+    if cpu_needs == "int8" and not cpu_has_int8():
+        return "this CPU has no avx512_vnni, avx_vnni or amx_int8: use precision bf16 or f32"
     return ""
 
 
@@ -79,11 +81,24 @@ def cuda_of(version_py: Path) -> str:
     return found[1] if found else ""
 
 
-@cache
 def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 itself; emulated, it is slower than f32."""
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", _cpuinfo()) is not None
+
+
+def cpu_has_int8() -> bool:
+    """Whether the CPU adds products of bytes in 32 bits.
+
+    x86 without that adds pairs in 16 bits, which overflow where activations are high: at defects.
+    """
+    text = _cpuinfo()
+    x86 = re.search(r"^flags\s*:", text, re.MULTILINE) is not None
+    return not x86 or re.search(r"\b(avx512_vnni|avx_vnni|amx_int8)\b", text) is not None
+
+
+@cache
+def _cpuinfo() -> str:
     try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
+        return Path("/proc/cpuinfo").read_text(errors="replace")
     except OSError:
-        return False
-    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", text) is not None
+        return ""

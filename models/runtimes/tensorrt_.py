@@ -142,6 +142,9 @@ class Engines:
                 # Else it would be torch-tensorrt's own, in a folder that others may write into.
                 return self._compile(module, shape, Path(scratch) / "timing.bin")
         key = EngineKey(self._constants, shape, self._options.precision, self._machine)
+        size = "x".join(map(str, shape))
+        # Another process may be compiling just this.
+        self._options.say(f"TensorRT: looks for the engine of {size}, or waits for it")
         with self._cache.holding(key):
             engine = self._load(self._cache, key)
             if engine is None:

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from models.bundle import Bundle
+from models.errors import RuntimeUnavailable
 from models.runtimes import choose, engine_of, open_runtime
-from pipeline.config import LineConfig, load
+from pipeline.config import LineConfig, WorkerConfig, load
 from pipeline.errors import ConfigError
 from pipeline.station import Station
 from pipeline.types import MIN_SIDE_PX
@@ -84,7 +85,13 @@ def command(
     loaded = Bundle.load(path)
     folder = cache_dir or (Station.of(line).state_dir / "engines" if line else None)
     name, _, after = runtime.partition("/")
-    name, chosen = choose(loaded, name, after or precision, calibrating=True)
+    if line and precision == "auto" and name in (line.worker.runtime, "auto"):
+        precision = line.worker.precision
+    wanted = after or precision
+    try:
+        name, chosen = choose(loaded, name, wanted)  # what the station would take
+    except RuntimeUnavailable:
+        name, chosen = choose(loaded, name, wanted, calibrating=True)
     if folder is None and name in AHEAD:
         raise ConfigError(
             f"no place for engines of {name} found, expected one: name the station's configuration "
@@ -97,7 +104,7 @@ def command(
         hint = ", which takes minutes if it is not there yet" if name in AHEAD else ""
         with console.status(f"{name}/{chosen} for {height}x{width}{hint}"):
             size = (height, width, loaded.in_channels)
-            batch = line.worker.max_batch if line else 1
+            batch = (line.worker if line else WorkerConfig()).max_batch
             one = _open(loaded, name, chosen, size, folder, max_batch=batch, say=console.print)
             opened.append(one)
     if as_json:

@@ -100,7 +100,7 @@ def test_without_a_gpu_its_engines_say_what_is_missing() -> None:
 
 def test_packages_that_are_missing_are_named_with_the_extra() -> None:
     def fault(*packages: str) -> str:
-        return engine_fault(packages, "station,tensorrt", gpu=False, cpu_bf16=False)
+        return engine_fault(packages, "station,tensorrt", gpu=False)
 
     assert fault("numpy") == ""
     assert fault("no_such_thing", "numpy") == (
@@ -278,3 +278,30 @@ def test_an_engine_is_told_of_batches_and_memory() -> None:
     with pytest.raises(RuntimeUnavailable, match=r"^not here$"):
         open_runtime(None, f"{__name__}:told", max_batch=8, memory=memory, say=said.append)
     assert said == ["batches of 8, [12] bytes"]
+
+
+def out_of_memory(bundle: Bundle | None, options: EngineOptions) -> Runtime:
+    """What a GPU's library does."""
+    raise RuntimeError("out of memory")
+
+
+def test_a_library_that_gives_up_is_no_riddle(plain: Bundle, tmp_path: Path) -> None:
+    bundle = measured(plain, tmp_path, "openvino/f32")
+    mine = f"{__name__}:out_of_memory"
+    with pytest.raises(RuntimeUnavailable, match="cannot be opened: RuntimeError: out of memory"):
+        open_runtime(bundle, mine, threads=1)
+    engine = open_runtime(bundle, mine, fallback=["openvino/f32"], threads=1)
+    assert engine.engine_id == "openvino/f32/cpu"
+
+
+@no_gpu
+def test_auto_does_not_pass_over_a_calibrated_engine_in_silence(
+    plain: Bundle, tmp_path: Path
+) -> None:
+    bundle = measured(plain, tmp_path, "cuda/fp16", "openvino/f32")
+    said: list[str] = []
+    engine = open_runtime(bundle, threads=1, say=said.append)
+    assert engine.engine_id == "openvino/f32/cpu"
+    [sentence] = said
+    assert "cuda/fp16 refused: " in sentence
+    assert sentence.endswith("openvino/f32 is taken instead")

@@ -156,3 +156,22 @@ def refused(bundle: Bundle | None, options: EngineOptions) -> NullRuntime:
 def test_the_gate_stands_before_users_own_engines(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ParityError):
         open_runtime(bundle, f"{__name__}:refused", calibrating=True)
+
+
+def test_batches_are_compared_too(bundle: Bundle) -> None:
+    right = OpenVinoRuntime(bundle.graph(), EngineOptions(threads=1))
+
+    class WrongInPairs(ScaledRuntime):
+        """Right for one frame at a time."""
+
+        def infer(
+            self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
+        ) -> list[float]:
+            engine = super() if len(padded) > 1 else right
+            return engine.infer(padded, out)
+
+    engine = WrongInPairs(right)
+    shape = (136, 200, 1)
+    assert check_parity(engine, bundle, (shape,), batches=(1, 1)) < 1e-4
+    with pytest.raises(ParityError):
+        check_parity(engine, bundle, (shape,), batches=(1, 1, 2, 2))

@@ -158,6 +158,8 @@ def test_a_file_that_is_no_configuration(
         ("", "worker: {runtime: 'a b:c'}\n", "6: worker.runtime", "package.module:factory"),
         ("", "worker: {max_batch: 0}\n", "6: worker.max_batch", "at least 1"),
         ("", "worker: {max_wait_ms: -1}\n", "6: worker.max_wait_ms", "at least 0"),
+        ("", "worker: {max_wait_ms: 600}\n", "1: the file", "below the shortest deadline_ms, 500"),
+        ("", "worker: {bundle: '~nobody-of-that-name/b'}\n", "6: worker.bundle", "user is known"),
         ("", "worker: {cores: 2}\n", "6: worker.cores", "found 2, expected a list"),
         ("", "worker: {cores: [0, -1]}\n", "6: worker.cores[1]", "found -1"),
         ("", "worker: {fallback: torch/f32}\n", "6: worker.fallback", "expected a list"),
