@@ -170,6 +170,6 @@ def test_compile_opens_an_engine_as_the_station_would(
     assert "this takes some minutes" in capsys.readouterr().err
     assert run(["compile", str(bundle), *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["opened"][0]["height"] == 64
-    assert [told.max_batch for told in TOLD] == [8, 1]
+    assert [told.max_batch for told in TOLD] == [8, 4]
     assert [told.shapes for told in TOLD] == [((64, 96, 1),)] * 2
     assert TOLD[0].cache_dir == tmp_path / "state" / "engines"
