@@ -15,12 +15,16 @@ TORCH_INDEX ?=
 # Of the torch in configs/constraints.txt. It is read, and not installed: it needs a GPU.
 TORCH_TENSORRT := 2.13.0
 ARGS ?=
+# Files of tests that run at once; a thread each for what they compute.
+WORKERS ?= 2
 
-.PHONY: help setup demo test conformance deeppcb magnetic clean
+.PHONY: help setup demo test test-cameras conformance deeppcb magnetic clean
 
 help:
 	@echo "make demo      set up, then train, calibrate and run a rendered line; figures in demo-out/"
 	@echo "make test      set up, then ruff, mypy --strict and all tests"
+	@echo "make test-cameras  set up, then install cameras' software with apt (Debian, Ubuntu) and run"
+	@echo "               tests/cameras: Aravis and RTSP against a fake camera and a real server"
 	@echo "make conformance  set up, then torch-tensorrt's own lowering and partitioner over our graphs:"
 	@echo "               would each become one TensorRT engine? No GPU needed; about a minute"
 	@echo "make deeppcb   set up, then train, calibrate, replay and report on boards of LINEWATCH_DATA"
@@ -37,13 +41,18 @@ demo: $(STAMP)
 
 # All four run, whatever the first ones say; the last line names those that failed.
 test: $(STAMP)
-	@failed=""; \
-	for check in "ruff check ." "ruff format --check ." "mypy" "pytest $(ARGS)"; do \
+	@failed=""; export OMP_NUM_THREADS=1; \
+	for check in "ruff check ." "ruff format --check ." "mypy" "pytest -n $(WORKERS) --dist loadfile $(ARGS)"; do \
 		echo "== $$check"; \
 		$(BIN)/$$check || failed="$$failed [$$check]"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "make test: failed:$$failed"; exit 1; fi; \
 	echo "make test: all checks passed"
+
+# No part of `make test`: it installs packages of the system's.
+test-cameras: $(STAMP)
+	tools/camera_packages.sh
+	LINEWATCH_NEEDS_CAMERAS=1 $(BIN)/pytest tests/cameras $(ARGS)
 
 # No part of `make test`: it runs torch-tensorrt's code with a stand-in for TensorRT's libraries.
 conformance: $(STAMP)
@@ -75,7 +84,7 @@ $(STAMP): pyproject.toml configs/constraints.txt
 	echo "== installing into $(VENV); the first time this takes minutes"; \
 	$(BIN)/python -m pip install --disable-pip-version-check \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-		-c configs/constraints.txt -e '.[station,test]'; \
+		-c configs/constraints.txt -e '.[station,basler,plc,test]'; \
 	echo "== fetching torch-tensorrt's source, which tests read"; \
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade --no-deps \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \

@@ -9,7 +9,8 @@
    (`calibrate.thresholds`) or as a policy says (`calibrate.policies`).
 6. The pixel threshold, never above the image threshold: where it is known where defects are, what
    draws them best (`calibrate.pixels`), else a high quantile (0.9999) of all inspected good cells.
-7. A new bundle with them is written; it names the old one as its parent, and all images that its
+7. What is usual of lens, lamp and place, for the optics guard (`calibrate.optics`).
+8. A new bundle with them is written; it names the old one as its parent, and all images that its
    thresholds rest on. Thresholds of engines that were not calibrated now are kept.
 """
 
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from calibrate.labelled import LabelledImage
+from calibrate.optics import OpticsMaterial
 from calibrate.parts import near_duplicates, part_ids, part_scores
 from calibrate.pixels import pixel_threshold
 from calibrate.places import Places
@@ -116,11 +118,17 @@ def calibrate(
     chosen = [choose_engine(bundle, *_split(name), calibrating=True) for name in runtimes]
     chosen = list(dict.fromkeys(chosen))
     say = note or _say_nothing
+    if still_px and any(each.fixture is not None for each in _each(recipe)):
+        raise DataError(
+            "still_px found with a recipe that has a fixture, expected one of them: a tolerance "
+            "for each place is the frame's, and the fixture's parts lie anywhere in it"
+        )
     engines = dict(bundle.calibration.engines)
     tolerances = bundle.tolerances()
     frames = [*good, *bad]
     passes = _Passes(progress, sum(3 if precision == "int8" else 1 for _, precision in chosen))
     refused: list[str] = []
+    optics = OpticsMaterial()
     for name, precision in chosen:
         if precision == "int8":
             measured = with_ranges(bundle, good, threads, passes.next())
@@ -163,13 +171,17 @@ def calibrate(
             pixel_quantile=pixel_quantile,
         )
         engines[engine] = dataclasses.replace(chosen_here, still_px=still_px)
+        optics.add(engine, material.good, bundle.calibration, recipe)
         for sentence in notes:
             say(f"{engine}: {sentence}")
     if len(refused) == len(chosen):
         raise RuntimeUnavailable(f"{bundle.path.name}: {refused[0]}")
     digests = {*bundle.calibration.images, *(d for frame in frames if (d := _digest(frame)))}
     calibration = dataclasses.replace(
-        bundle.calibration, engines=engines, images=tuple(sorted(digests))
+        bundle.calibration,
+        engines=engines,
+        images=tuple(sorted(digests)),
+        optics=optics.limits(bundle.calibration.optics, say),
     )
     return recalibrated(bundle, out_dir, calibration, tolerances)
 
@@ -339,9 +351,13 @@ def _without_thresholds(recipes: Recipes) -> Recipes:
     return {camera: recipe.model_copy(update=none) for camera, recipe in recipes.items()}
 
 
+def _each(recipes: Recipes) -> list[Recipe]:
+    return [recipes] if isinstance(recipes, Recipe) else list(recipes.values())
+
+
 def _smallest_matter(recipes: Recipes) -> bool:
     """Whether any recipe asks for a minimum area."""
-    some = [recipes] if isinstance(recipes, Recipe) else list(recipes.values())
+    some = _each(recipes)
     return any(r.min_area_px or any(zone.min_area_px for zone in r.zones) for r in some)
 
 

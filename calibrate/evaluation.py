@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from calibrate.boxes_eval import matched
 from calibrate.labelled import Defect, LabelledImage
 from calibrate.metrics import PixelCurves, at_pixels
+from calibrate.on_part import Placer, on_part
 from calibrate.parts import Thumb, near_duplicates, part_ids, thumb
 from calibrate.scores import pixels_of, raw_map_of, recipe_for
 from models.bundle import Bundle, EngineThresholds
@@ -23,6 +24,7 @@ from models.runtimes import Runtime, engine_of
 from pipeline.boxes import finds
 from pipeline.config import Recipe
 from pipeline.errors import DataError
+from pipeline.fixture.placing import Matrix
 from pipeline.rules import Decision, DecisionRule, Thresholds
 from pipeline.types import Label
 
@@ -71,6 +73,8 @@ class Seen:
     """uint8 (H, W, C)"""
     scores: NDArray[np.float32]
     """float32 (ceil(H / 4), ceil(W / 4)), normalised."""
+    matrix: Matrix | None = None
+    """From the taught frame to this one, where the recipe has a fixture."""
 
 
 class Judge:
@@ -95,6 +99,7 @@ class Judge:
         self._runtime = runtime
         self._recipes = recipes
         self._least_iou = least_iou
+        self._placer = Placer()
         self._rules: dict[tuple[str, tuple[int, int]], DecisionRule] = {}
         self._warm: set[tuple[str, tuple[int, ...]]] = set()
 
@@ -127,7 +132,8 @@ class Judge:
         pixels = pixels_of(image, self.bundle.in_channels)
         height, width = pixels.shape[:2]
         recipe = self.recipe(image.camera)
-        rule = self.rule(image.camera, (height, width))
+        matrix = self._placer.matrix(recipe, pixels, str(image.path))
+        rule = on_part(self.rule(image.camera, (height, width)), matrix, str(image.path))
         if (image.camera, pixels.shape) not in self._warm:  # it compiles for each new size
             self._warm.add((image.camera, pixels.shape))
             raw_map_of(self._runtime, pixels, recipe)
@@ -166,7 +172,7 @@ class Judge:
             milliseconds=milliseconds,
             located=located,
         )
-        return Seen(judged, pixels, scores)
+        return Seen(judged, pixels, scores, matrix)
 
 
 def with_parts(

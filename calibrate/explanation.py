@@ -74,6 +74,7 @@ def explain(seen: Seen, rule: DecisionRule, engine: str) -> Explanation:
         merge_px=recipe.merge_px,
         box_fraction=recipe.box_fraction,
         spread_px=recipe.spread_px,
+        margin_px=recipe.box_margin_px,
     )
     places = []
     for group in groups:

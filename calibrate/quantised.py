@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.labelled import LabelledImage
+from calibrate.on_part import Placer
 from calibrate.scores import (
     Frame,
     GoodMap,
@@ -37,6 +38,8 @@ from models.runtimes import Runtime, engine_of
 from models.tiles import pad_frame
 from models.validation import auroc
 from models.variants import FRAME_MARGIN_PX, GRID_PX, map_hw
+from pipeline.config import Recipe
+from pipeline.fixture.placing import Matrix, placed
 from pipeline.rules import Thresholds
 from pipeline.types import Label
 from pipeline.window import inspected_window
@@ -128,7 +131,8 @@ def compare(
 
     plain: float32. Raises what the engines raise.
     """
-    chosen = [_Scene(good[k], k, bundle, recipes) for k in _some(len(good), MOST_IMAGES)]
+    placer = Placer()
+    chosen = [_Scene(good[k], k, bundle, recipes, placer) for k in _some(len(good), MOST_IMAGES)]
     steps = 2 * len(chosen)
 
     def told(scenes: Iterable[_Scene], before: int) -> Iterator[_Scene]:
@@ -137,7 +141,10 @@ def compare(
             if progress is not None:
                 progress(done, steps)
 
-    good_maps = [scene.map_of(plain, scene.pixels()) for scene in told(chosen, 0)]
+    good_maps = []
+    for scene in told(chosen, 0):
+        pixels = scene.pixels()
+        good_maps.append(scene.map_of(plain, pixels, scene.matrix(pixels)))
     limits = choose(good_maps)
     threshold = bundle.calibration.raw(limits.image_threshold)
     bad_maps: list[GoodMap] = []
@@ -145,10 +152,11 @@ def compare(
     for number, scene in enumerate(told(chosen, len(chosen))):
         share = 2.0 ** (2 * (number + 0.5) / len(chosen) - 1)
         pixels = scene.pixels()
-        marred = scene.with_score(plain, pixels, share * threshold)
-        bad_maps.append(scene.map_of(plain, marred))
+        matrix = scene.matrix(pixels)
+        marred = scene.with_score(plain, pixels, matrix, share * threshold)
+        bad_maps.append(scene.map_of(plain, marred, matrix))
         for picture, maps in zip((pixels, marred), quantised_maps, strict=True):
-            maps.append(scene.map_of(quantised, picture))
+            maps.append(scene.map_of(quantised, picture, matrix))
     judged = _judge(good_maps, bad_maps, bundle.calibration, recipes, limits)
     judged_quantised = _judge(
         *quantised_maps, bundle.calibration, recipes, choose(quantised_maps[0])
@@ -171,6 +179,11 @@ class _Scene:
     number: int
     bundle: Bundle
     recipes: Recipes
+    placer: Placer
+
+    @property
+    def recipe(self) -> Recipe:
+        return recipe_for(self.recipes, self.camera)
 
     @property
     def camera(self) -> str:
@@ -179,17 +192,29 @@ class _Scene:
     def pixels(self) -> NDArray[np.uint8]:
         return pixels_of(self.frame, self.bundle.in_channels)
 
-    def map_of(self, engine: Runtime, pixels: NDArray[np.uint8]) -> GoodMap:
-        recipe = recipe_for(self.recipes, self.camera)
+    def matrix(self, pixels: NDArray[np.uint8]) -> Matrix | None:
+        """Where its part lies. Raises `DataError` where none is found."""
+        return self.placer.matrix(self.recipe, pixels, f"good image {self.number}")
+
+    def map_of(self, engine: Runtime, pixels: NDArray[np.uint8], matrix: Matrix | None) -> GoodMap:
+        """matrix: of the image without a defect."""
         height, width = pixels.shape[:2]
-        raw_map = raw_map_of(engine, pixels, recipe)
-        return GoodMap(str(self.number), (height, width), raw_map, camera=self.camera)
+        raw_map = raw_map_of(engine, pixels, self.recipe)
+        name = f"good image {self.number}"
+        return GoodMap(name, (height, width), raw_map, camera=self.camera, matrix=matrix)
 
     def with_score(
-        self, engine: Runtime, pixels: NDArray[np.uint8], wanted: float
+        self,
+        engine: Runtime,
+        pixels: NDArray[np.uint8],
+        matrix: Matrix | None,
+        wanted: float,
     ) -> NDArray[np.uint8]:
         """The image with the drawn defect whose raw peak comes nearest to `wanted`."""
-        recipe = recipe_for(self.recipes, self.camera)
+        recipe = self.recipe
+        if matrix is not None:
+            zones = placed(recipe.zones, matrix)
+            recipe = recipe.model_copy(update={"zones": zones, "fixture": None})
         window = inspected_window(recipe, (pixels.shape[0], pixels.shape[1]))
         best, nearest = pixels, np.inf
         for attempt in range(DRAWN):

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.labelled import LabelledImage
+from calibrate.on_part import Placer, on_part
 from calibrate.parts import Thumb, thumb
 from models.images import read_image
 from models.runtimes import Runtime
@@ -23,6 +24,8 @@ from models.tiles import pad_frame
 from models.variants import FRAME_MARGIN_PX, map_hw
 from pipeline.config import Recipe
 from pipeline.errors import DataError
+from pipeline.fixture.placing import Matrix
+from pipeline.optics.measure import OpticsFigures, measure
 from pipeline.rules import DecisionRule, Thresholds
 from pipeline.tolerance import Tolerance
 from pipeline.window import inspected_window
@@ -35,6 +38,8 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 IN_MEMORY_BYTES = 1 << 28
 """Maps beyond this wait on disk."""
+MOST_MEASURED = 1000
+"""Images whose optics are measured, evenly among all: each keeps 20 kB of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,10 @@ class GoodMap:
     thumb: Thumb | None = None
     """By which images of one part are found; None: a part of its own."""
     camera: str = ""
+    optics: OpticsFigures | None = None
+    """Of the picture itself; of some of many images."""
+    matrix: Matrix | None = None
+    """From the taught frame to this one, where the recipe has a fixture."""
 
 
 def recipe_for(recipes: Recipes, camera: str) -> Recipe:
@@ -178,16 +187,30 @@ def raw_maps(
 ) -> Maps:
     """Full-size frames through the engine, one by one; see `raw_map_of`."""
     maps = Maps()
+    placer = Placer()
+    step = -(-len(frames) // MOST_MEASURED) if frames else 1
     for number, frame in enumerate(frames):
         pixels = pixels_of(frame, in_channels)
         camera = frame.camera if isinstance(frame, LabelledImage) else ""
-        raw_map = raw_map_of(runtime, pixels, recipe_for(recipes, camera))
         path = frame.path if isinstance(frame, LabelledImage) else frame
         name = str(path) if isinstance(path, Path) else f"frame {number}"
+        recipe = recipe_for(recipes, camera)
+        matrix = placer.matrix(recipe, pixels, name)
+        raw_map = raw_map_of(runtime, pixels, recipe)
         height, width = pixels.shape[:2]
         if not np.isfinite(raw_map).all():
             raise DataError(f"{name}: a map with NaN or infinity found: the engine failed on it")
-        maps.append(GoodMap(name, (height, width), raw_map, thumb=thumb(pixels), camera=camera))
+        maps.append(
+            GoodMap(
+                name,
+                (height, width),
+                raw_map,
+                thumb=thumb(pixels),
+                camera=camera,
+                optics=measure(pixels) if number % step == 0 else None,
+                matrix=matrix,
+            )
+        )
         if progress is not None:
             progress(number + 1, len(frames))
     return maps
@@ -202,14 +225,14 @@ class Scorer:
         self._rules: dict[tuple[str, tuple[int, int]], DecisionRule] = {}
 
     def rule(self, good: GoodMap) -> DecisionRule:
-        """For maps of its size and tolerance. Without a tolerance it is kept for the next."""
+        """For maps of its size and tolerance, with zones where its part lies."""
         recipe = recipe_for(self._recipes, good.camera)
         if good.tolerance is not None:
             return DecisionRule(self._thresholds, recipe, good.frame_hw, good.tolerance)
         key = good.camera, good.frame_hw
         if key not in self._rules:
             self._rules[key] = DecisionRule(self._thresholds, recipe, good.frame_hw)
-        return self._rules[key]
+        return on_part(self._rules[key], good.matrix, good.name)
 
     def inspected(self, good: GoodMap) -> NDArray[np.float32]:
         """Normalised scores of the inspected cells, float32 (n,)."""

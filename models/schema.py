@@ -79,6 +79,9 @@ class Calibration:
     activation_peaks: Mapping[str, tuple[LayerPeaks, ...]] = field(default_factory=dict)
     """What int8 engines are quantised by: of `scale1` (and `scale2`), for each layer but the last,
     the highest outputs of teacher and student. Empty until calibrated for int8."""
+    optics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What good images say is usual of lens, lamp and place, as `pipeline.optics` wrote it: by
+    camera, "" for those without a name. Empty until calibrated with enough images."""
 
     def raw(self, score: float) -> float:
         """The raw map value of a normalised score."""
@@ -172,8 +175,9 @@ def parse_calibration(path: Path, data: bytes) -> Calibration:
             )
             for scale, layers in content.get("activation_peaks", {}).items()
         }
+        optics = {str(camera): dict(found) for camera, found in content.get("optics", {}).items()}
         calibration = Calibration(
-            float(content["q_a"]), float(content["q_b"]), engines, images, peaks
+            float(content["q_a"]), float(content["q_b"]), engines, images, peaks, optics
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{where}: {error}: calibrate again with this linewatch") from error

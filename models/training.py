@@ -18,7 +18,7 @@ import json
 import math
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -269,11 +269,16 @@ def _fit_students(
 
     with ThreadPoolExecutor(together) as pool:
         try:
-            fitted = list(pool.map(fit, settings.scales, tiles, companions))
+            each_scale = zip(settings.scales, tiles, companions, strict=True)
+            futures = [pool.submit(fit, *arguments) for arguments in each_scale]
+            wait(futures)
         finally:
             stop.set()  # the user has enough
             torch.set_num_threads(total)
-    return dict(zip(settings.scales, fitted, strict=True))
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, CancelledError)):
+        raise error  # why the others were stopped goes before that they were
+    return {scale: future.result() for scale, future in zip(settings.scales, futures, strict=True)}
 
 
 def _fit_global(

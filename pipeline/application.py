@@ -52,7 +52,7 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     for name, summary in GROUPS.items():
         groups[name] = typer.Typer(
             help=summary,
-            no_args_is_help=True,
+            no_args_is_help=name not in COMMANDS,
             rich_markup_mode="rich",
             pretty_exceptions_enable=False,
         )
@@ -62,6 +62,10 @@ def build(arguments: Sequence[str]) -> typer.Typer:
         group, _, last = name.rpartition(" ")
         called = words[: len(name.split())] == name.split()
         function = importlib.import_module(row.module).command if called else _not_called
+        if name in groups:
+            text = _reflowed(function.__doc__) if called else GROUPS[name]
+            groups[name].callback(invoke_without_command=True, help=text)(function)
+            continue
         register = (groups[group] if group else app).command
         register(last, short_help=row.summary, help=_reflowed(function.__doc__))(function)
     for name, group_app in groups.items():

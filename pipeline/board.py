@@ -18,12 +18,15 @@ from pipeline.errors import ResourceError
 
 _ROW_WORDS = 64
 _STOPPING, _MAKER = range(2)  # words of the board's own row
-_PID, _INCARNATION, _RESTARTS, _HEARTBEAT, _STATE, _BUSY_LIMIT = range(6)
+_PID, _INCARNATION, _CAMERA, _HEARTBEAT, _STATE, _BUSY_LIMIT = range(6)
 _NOTE = 8  # to the end of the row
 _NOTE_BYTES = (_ROW_WORDS - _NOTE) * 8
 
 STARTING, READY, DONE = range(3)
 """States of a stage: it loads, it works, it has done all there is to do."""
+CAMERA_STATES = ("connecting", "ready", "lost", "frozen")
+CONNECTING, CAMERA_READY, CAMERA_LOST, CAMERA_FROZEN = range(4)
+"""What a capture says of its camera; of one that hangs in `read` the supervisor says it."""
 GO_ON, DRAIN, QUIT = range(3)
 """What the supervisor asks of all stages: work; take no more frames; leave."""
 
@@ -86,6 +89,14 @@ class Board:
         self.set_note(name, "")
         self._words[row + _PID] = 0
         self._words[row + _INCARNATION] = incarnation
+
+    def set_camera(self, name: str, state: int) -> None:
+        """Capture, or the supervisor for one that it has killed: how the camera is."""
+        self._words[self._row[name] + _CAMERA] = state
+
+    def camera(self, name: str) -> int:
+        """CONNECTING, CAMERA_READY, CAMERA_LOST or CAMERA_FROZEN, by the stage's name."""
+        return self._words[self._row[name] + _CAMERA]
 
     def set_pid(self, name: str, pid: int) -> None:
         """Supervisor: the stage's process."""

@@ -23,6 +23,7 @@ def find_defects(
     merge_px: int,
     box_fraction: float,
     spread_px: int,
+    margin_px: int = 0,
 ) -> list[Defect]:
     """Group flagged cells into defects, strongest first.
 
@@ -33,6 +34,7 @@ def find_defects(
     box_fraction, spread_px: the network's view smears a defect over the cells around it. A box
         spans the cells above this share of its defect's peak, and each side that is not the frame's
         own moves inwards by so many pixels, as long as a cell's width is left.
+    margin_px: what boxes are drawn larger by on every side, as far as the frame goes.
 
     Defects under `min_area_px` (flagged cells times 16) are left out. As an array (n,), one for
     each flagged cell, that of a defect's peak counts. Ties: in reading order of their first cells.
@@ -64,6 +66,8 @@ def find_defects(
     shrink = np.minimum(spread_px, np.maximum(0, (end - begin - MAP_STRIDE) // 2))
     left, top = np.where(begin > 0, begin + shrink, begin)
     right, bottom = np.where(end < np.array([[width], [height]]), end - shrink, end)
+    left, top = np.maximum(left - margin_px, 0), np.maximum(top - margin_px, 0)
+    right, bottom = np.minimum(right + margin_px, width), np.minimum(bottom + margin_px, height)
     least = np.ones(count, np.int64)
     if not isinstance(min_area_px, int):
         highest = np.flatnonzero(scores == peak[group])[::-1]

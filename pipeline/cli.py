@@ -1,6 +1,7 @@
 """`linewatch ...`: the table of commands, and how an error becomes a message and an exit code.
 
-1. `COMMANDS` names every command with its module and one line of help.
+1. `COMMANDS` names every command with its module and one line of help. One that has the name of a
+   group is what the group does without a further word.
 2. Only the module of the command that is called is imported: `linewatch watch` loads no torch, and
    `linewatch --help` nothing at all.
 3. A `LinewatchError` (or one of `models.errors`, which share their names) is printed without a
@@ -54,14 +55,38 @@ COMMANDS: dict[str, Command] = {
         "pipeline.commands.compile", "Compile a bundle's TensorRT engines ahead, on the station."
     ),
     "run": Command("pipeline.commands.run", "Run a station as a daemon, until it is told to stop."),
+    "record": Command(
+        "pipeline.commands.record", "Record a station's cameras, lossless, without inspecting."
+    ),
     "replay": Command(
         "pipeline.commands.replay", "Send recordings through the whole line; writes all verdicts."
+    ),
+    "bridge": Command(
+        "pipeline.commands.bridge", "Run one PLC bridge of a station: Modbus TCP, OPC UA or MQTT."
     ),
     "watch": Command(
         "pipeline.commands.watch", "Print the verdicts of a running line, and what was missed."
     ),
+    "status": Command("pipeline.commands.status", "How a running station is: line and cameras."),
+    "trigger": Command(
+        "pipeline.commands.trigger", "Have a running station look at a part; prints its verdict."
+    ),
+    "cameras": Command("pipeline.commands.cameras", "The cameras that are connected."),
+    "cameras snap": Command(
+        "pipeline.commands.cameras_snap", "Take one picture with a camera of a station."
+    ),
     "doctor": Command(
         "pipeline.commands.doctor", "Look at this machine, and say what to do for a line to run."
+    ),
+    "flatfield": Command(
+        "pipeline.commands.flatfield", "Make a camera's pixels answer alike: dark and flat field."
+    ),
+    "prepare": Command(
+        "pipeline.commands.prepare", "A camera's images as the line sees them, for training."
+    ),
+    "calibrate-lens": Command(
+        "pipeline.commands.calibrate_lens",
+        "Straight edges straight, pixels in mm: a lens from images of a board.",
     ),
     "config check": Command(
         "pipeline.commands.config_check", "Read a configuration and name every fault in it."
@@ -70,6 +95,28 @@ COMMANDS: dict[str, Command] = {
         "pipeline.commands.recipe_set", "Change a camera's recipe, and write down when and why."
     ),
     "recipe log": Command("pipeline.commands.recipe_log", "Every revision of a camera's recipe."),
+    "fixture teach": Command(
+        "pipeline.commands.fixture_teach", "Teach how the part is found in a frame."
+    ),
+    "fixture try": Command(
+        "pipeline.commands.fixture_try", "Show where parts are found in a folder of frames."
+    ),
+    "evidence": Command(
+        "pipeline.commands.evidence", "The picture of a verdict's frame, with its boxes."
+    ),
+    "journal find": Command(
+        "pipeline.commands.journal_find", "Verdicts in the journal, by time, part and label."
+    ),
+    "journal stats": Command("pipeline.commands.journal_stats", "The journal's figures."),
+    "journal vacuum": Command(
+        "pipeline.commands.journal_vacuum", "Make the journal's file as small as its rows."
+    ),
+    "journal export": Command(
+        "pipeline.commands.journal_export", "Write the journal's verdicts to a Parquet file."
+    ),
+    "keys make": Command("pipeline.commands.keys_make", "Make a pair of keys."),
+    "keys allow": Command("pipeline.commands.keys_allow", "Let a client's key in."),
+    "keys list": Command("pipeline.commands.keys_list", "Every key in a folder, and its faults."),
     "teacher train": Command(
         "pipeline.commands.teacher_train", "Make the built-in teacher from rendered images."
     ),
@@ -81,8 +128,12 @@ COMMANDS: dict[str, Command] = {
     ),
 }
 GROUPS = {
+    "cameras": "The cameras that are connected, and a picture of one.",
     "config": "Configuration files.",
     "recipe": "How a camera's maps become verdicts, and every revision of that.",
+    "fixture": "Finding the part, so that zones lie on it wherever it is.",
+    "journal": "What the line has decided, for as long as it is kept.",
+    "keys": "Who may talk to the line (CURVE).",
     "teacher": "The network that students learn from.",
 }
 

@@ -14,6 +14,7 @@ from pipeline.board import STARTING, Board
 from pipeline.config import IPC_PATH_LIMIT, LineConfig
 from pipeline.doctor import MIB, Finding, Level, judge, shared_memory, size_text
 from pipeline.errors import ConfigError, LinewatchError
+from pipeline.prepare.preparation import prepared_shape
 from pipeline.ringfile import ring_bytes
 from pipeline.sources import probe
 from pipeline.station import Station
@@ -67,7 +68,7 @@ def check_cameras(config: LineConfig) -> Iterator[Finding]:
     wanted = 0
     for name, camera in config.cameras.items():
         try:
-            shape = probe(camera.source)
+            shape = prepared_shape(camera, probe(camera.source))
         except LinewatchError as error:
             yield Finding(f"camera {name}", Level.ERROR, str(error), "mend cameras." + name)
             continue
@@ -152,6 +153,18 @@ def check_bundle(config: LineConfig) -> Iterator[Finding]:
         bundle = Bundle.load(Path(worker.bundle)) if worker.bundle else None
         if bundle:
             yield Finding("bundle", Level.OK, f"{bundle.path.name}, {bundle.variant}, whole")
+            optics = bundle.calibration.optics
+            blind = [
+                name
+                for name, camera in config.cameras.items()
+                if camera.recipe.optics.watch != "off" and not optics.keys() & {name, ""}
+            ]
+            yield judge(
+                "optics limits",
+                not blind,
+                f"none for {', '.join(blind)}" if blind else "for every camera that is watched",
+                "calibrate with ten good images of each camera or more, or set optics.watch: off",
+            )
         chain = candidates(bundle, worker.runtime, worker.precision, worker.fallback)
         for number, each in enumerate(chain, 1):
             # One candidate fewer is no fault of the line, as long as `engine` below names another.

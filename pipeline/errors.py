@@ -11,14 +11,26 @@
     ├── ResourceError               7   shared memory, disk or another resource does not suffice
     ├── StageFailed                 8   a stage died more often than its restart budget allows
     ├── DataError                   9   images or labels that cannot be trained or calibrated on
-    └── WireError                  10   a message that is not one of ours
+    ├── WireError                  10   a message that is not one of ours
+    └── ControlError               11   a request that a running line refused, or did not answer
 
 A message says what was found, what was expected and what to do, in this order.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
+
+_URL: Final = re.compile(r"(\w+:/*)(.*@)?([^?]*)(\?.*)?", re.DOTALL)
+
+
+def hide_secrets(text: str) -> str:
+    """What a message may say of a URL: not what stands before its @, nor what is behind its ?."""
+    if (parts := _URL.fullmatch(text)) is None:
+        return text
+    scheme, user, place, query = parts.groups()
+    return f"{scheme}{'***@' if user else ''}{place}{'?***' if query else ''}"
 
 
 class LinewatchError(Exception):
@@ -69,3 +81,7 @@ class DataError(LinewatchError):
 
 class WireError(LinewatchError):
     exit_code = 10
+
+
+class ControlError(LinewatchError):
+    exit_code = 11

@@ -3,7 +3,11 @@
 `seq` counts every row of the stream, without gaps, across restarts. A frame has at most one row:
 `UNIQUE (kind, camera, epoch, frame_id)` holds even when a stage was killed between its commit and
 its next step. A commit survives `kill -9` at once, and a power cut from SYNC_S later on: a thread
-of its own syncs and checkpoints, so that no verdict waits for the disk.
+of its own syncs and checkpoints, so that no verdict waits for the disk. With durability `power`
+each commit waits for it.
+
+The oldest rows go when the journal is over its limits: each commit deletes at most twice as many as
+it writes, so that none takes long, and the room is used again. The file does not shrink by itself.
 """
 
 from __future__ import annotations
@@ -12,51 +16,24 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.config import PublishConfig
 from pipeline.errors import ResourceError
-from pipeline.types import PartVerdict, Verdict
+from pipeline.journal_schema import CREATE, INSERT, LAST_OF_TOPICS, SCHEMA
+from pipeline.types import PartKey, PartVerdict, Verdict
 from pipeline.wire import decode, encode
 
 SYNC_S = 0.1
 CHECKPOINT_BYTES = 4 * 2**20
-SCHEMA = 1
-
-_CREATE = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS verdict (
-    seq INTEGER PRIMARY KEY,
-    topic TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    camera TEXT NOT NULL,
-    epoch INTEGER NOT NULL,
-    frame_id INTEGER NOT NULL,
-    label TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    body BLOB NOT NULL,
-    UNIQUE (kind, camera, epoch, frame_id)
-);
-CREATE INDEX IF NOT EXISTS verdict_topic ON verdict (topic, seq);
-"""
-# From topic to topic along the index: a GROUP BY would read all of it, millions of rows a day.
-_LAST_OF_TOPICS = """
-WITH RECURSIVE found (topic) AS (
-    SELECT MIN(topic) FROM verdict
-    UNION ALL
-    SELECT (SELECT MIN(topic) FROM verdict WHERE topic > found.topic)
-    FROM found WHERE found.topic IS NOT NULL
-)
-SELECT topic, (SELECT MAX(seq) FROM verdict WHERE verdict.topic = found.topic)
-FROM found WHERE topic IS NOT NULL
-"""
-# A seq that is taken already is an error; a frame that has its verdict is not.
-_INSERT = """
-INSERT INTO verdict VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (kind, camera, epoch, frame_id) DO NOTHING
-"""
+CROWDED_BYTES = 64 * 2**20
+"""Commits follow each other so closely that the WAL never begins anew: one does it itself."""
+KEEP_ROWS = 20_000
+"""Newest rows that stay whatever the limits are: what is still being decided is among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +48,11 @@ class Row:
 class Journal:
     """The writer's side. Raises `ResourceError` when the disk or the file refuses."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: PublishConfig | None = None) -> None:
+        """settings: durability and limits; None: `process`, and nothing is ever deleted."""
         self.path = path
+        self._settings = settings
+        self._power = settings is not None and settings.durability == "power"
         self._sync_error: OSError | sqlite3.Error | None = None
         with contextlib.ExitStack() as on_error:
             try:
@@ -80,16 +60,18 @@ class Journal:
                 self._base = _connect(path)
                 on_error.callback(self._base.close)
                 self._check_schema()
-                self._base.executescript(_CREATE)
-                self.stream_id = self._continue_stream()
+                self._base.executescript(CREATE)
                 self._last = {
-                    str(topic): int(seq) for topic, seq in self._base.execute(_LAST_OF_TOPICS)
+                    str(topic): int(seq) for topic, seq in self._base.execute(LAST_OF_TOPICS)
                 }
+                self._seq = max(self._last.values(), default=0)
+                self.stream_id = self._continue_stream()
+                self._oldest = self._tidy()
             except (OSError, sqlite3.Error) as error:
                 raise self._refused(error) from error
             on_error.pop_all()
-        self._seq = max(self._last.values(), default=0)
         self._dirty = threading.Event()
+        self._crowded = threading.Event()
         self._closing = threading.Event()
         self._syncer = threading.Thread(target=self._sync, name="journal-sync", daemon=True)
         self._syncer.start()
@@ -121,26 +103,50 @@ class Journal:
         except sqlite3.Error as error:
             raise self._refused(error) from error
 
-    def commit(self, verdicts: Iterable[tuple[Verdict, PartVerdict | None]]) -> list[Row]:
+    def decided_triggers(self, epoch: int, after: int = 0) -> set[int]:
+        """Indices over `after` of triggers whose part has its verdict."""
+        query = "SELECT frame_id FROM verdict WHERE kind = 'trigger' AND epoch = ? AND frame_id > ?"
+        try:
+            return {int(n) for (n,) in self._base.execute(query, (epoch, after))}
+        except sqlite3.Error as error:
+            raise self._refused(error) from error
+
+    def recent(self, epoch: int, limit: int) -> list[Verdict | PartVerdict]:
+        """The epoch's messages among the last `limit` rows, oldest first."""
+        query = "SELECT epoch, body FROM verdict WHERE seq > ? ORDER BY seq"
+        try:
+            bodies = list(self._base.execute(query, (self._seq - limit,)))
+        except sqlite3.Error as error:
+            raise self._refused(error) from error
+        messages = [decode(body) for found, body in bodies if found == epoch]
+        return [message for message in messages if isinstance(message, Verdict | PartVerdict)]
+
+    def commit(
+        self,
+        verdicts: Iterable[tuple[Verdict, PartVerdict | None]],
+        parts: Iterable[tuple[PartKey, PartVerdict]] = (),
+    ) -> list[Row]:
         """Write verdicts, each with its part's, in one transaction; the rows to publish.
 
-        `seq`, `prev_seq` and `stream_id` are given here. A frame that has its verdict is passed
-        over with its part. After an error nothing is written and nothing has changed.
+        parts: of several views; they follow the frames. `seq`, `prev_seq` and `stream_id` are given
+        here. A frame that has its verdict is passed over with its part, a part likewise. After an
+        error nothing is written and nothing has changed.
 
         Raises `ResourceError` also when an earlier commit could not be synced to the disk.
         """
         if self._sync_error is not None:
             raise self._refused(self._sync_error) from self._sync_error
+        if self._crowded.is_set():
+            self._crowded.clear()
+            with contextlib.suppress(sqlite3.OperationalError):  # the syncing thread finds it too
+                self._base.execute("PRAGMA wal_checkpoint(PASSIVE)")
         rows: list[Row] = []
         last, seq = dict(self._last), self._seq
+        now = time.time_ns()
         try:
             with self._base:
-                for verdict, part in verdicts:
-                    key = (verdict.camera, verdict.epoch, verdict.frame_id)
-                    pair: Sequence[Verdict | PartVerdict] = (
-                        (verdict,) if part is None else (verdict, part)
-                    )
-                    for message in pair:
+                for key, messages in _keyed(verdicts, parts):
+                    for kind, message in messages:
                         stamped = replace(
                             message,
                             seq=seq + 1,
@@ -148,9 +154,8 @@ class Journal:
                             stream_id=self.stream_id,
                         )
                         row = Row(seq + 1, message.topic, encode(stamped))
-                        kind = "frame" if isinstance(message, Verdict) else "part"
                         done = self._base.execute(
-                            _INSERT,
+                            INSERT,
                             (
                                 row.seq,
                                 row.topic,
@@ -158,6 +163,8 @@ class Journal:
                                 *key,
                                 message.label,
                                 message.reason,
+                                message.part_id,
+                                now,
                                 row.body,
                             ),
                         )
@@ -166,11 +173,53 @@ class Journal:
                         rows.append(row)
                         seq += 1
                         last[row.topic] = seq
+                oldest = self._trim(len(rows), last, seq, now)
         except sqlite3.Error as error:
             raise self._refused(error) from error
-        self._last, self._seq = last, seq
+        self._last, self._seq, self._oldest = last, seq, oldest
         self._dirty.set()
         return rows
+
+    def _trim(self, added: int, last: Mapping[str, int], newest: int, now_ns: int) -> int:
+        """Delete the oldest rows over the limits; the seq from which on none is missing.
+
+        The last row of each topic stays: seq and prev_seq go on from it.
+        """
+        oldest, upto = self._oldest, min(self._oldest + 2 * added, newest - KEEP_ROWS)
+        if self._settings is None or upto <= oldest:
+            return oldest
+        (pages,) = self._base.execute("PRAGMA page_count").fetchone()
+        (free,) = self._base.execute("PRAGMA freelist_count").fetchone()
+        if (pages - free) * self._page_bytes <= self._settings.keep_mb * 2**20:
+            # The `+` keeps SQLite on the few rows from `oldest` on, away from the index of times.
+            (aged,) = self._base.execute(
+                "SELECT MAX(seq) FROM verdict WHERE seq >= ? AND seq < ? AND +t_commit_utc_ns < ?",
+                (oldest, upto, now_ns - round(self._settings.keep_days * 86400e9)),
+            ).fetchone()
+            if aged is None:
+                return oldest
+            upto = int(aged) + 1
+        stay = [seq for seq in last.values() if oldest <= seq < upto]
+        marks = ", ".join("?" * len(stay))
+        self._base.execute(
+            f"DELETE FROM verdict WHERE seq >= ? AND seq < ? AND seq NOT IN ({marks})",
+            (oldest, upto, *stay),
+        )
+        self._set("oldest", str(upto))
+        return upto
+
+    def _tidy(self) -> int:
+        """At the start: where rows begin to be whole; last rows of topics that went on may go."""
+        (self._page_bytes,) = self._base.execute("PRAGMA page_size").fetchone()
+        row = self._base.execute("SELECT value FROM meta WHERE name = 'oldest'").fetchone()
+        oldest = int(row[0]) if row else 1
+        last = set(self._last.values())
+        with self._base:
+            kept = self._base.execute("SELECT seq FROM verdict WHERE seq < ?", (oldest,)).fetchall()
+            for (seq,) in kept:
+                if seq not in last:
+                    self._base.execute("DELETE FROM verdict WHERE seq = ?", (seq,))
+        return oldest
 
     def close(self) -> None:
         """Sync, note the clean end and close. What could not be synced is not noted as clean."""
@@ -213,7 +262,12 @@ class Journal:
                 ("stream_id", stream_id),
             ):
                 self._set(name, value)
-        self._base.execute("PRAGMA synchronous = NORMAL")
+            self._base.execute(
+                "INSERT OR IGNORE INTO stream (stream_id, first_seq) VALUES (?, ?)",
+                (stream_id, self._seq + 1),
+            )
+        if not self._power:
+            self._base.execute("PRAGMA synchronous = NORMAL")
         return stream_id
 
     def _sync(self) -> None:
@@ -221,10 +275,13 @@ class Journal:
         try:
             self._sync_until_closed()
         except (OSError, sqlite3.Error) as error:
-            self._sync_error = error  # the next commit raises it
+            self._sync_error = error  # every commit from now on raises it
 
     def _sync_until_closed(self) -> None:
-        """The WAL to disk within SYNC_S of a commit; checkpoints aside."""
+        """The WAL to disk within SYNC_S of a commit; checkpoints aside.
+
+        A checkpoint that finds no room is tried again: the WAL has all of it meanwhile.
+        """
         base = _connect(self.path)
         wal = -1
         try:
@@ -233,9 +290,18 @@ class Journal:
                 if not self._dirty.is_set():
                     continue
                 self._dirty.clear()
-                os.fdatasync(wal)
-                if os.fstat(wal).st_size > CHECKPOINT_BYTES:
+                if not self._power:
+                    os.fdatasync(wal)
+                if os.fstat(wal).st_size <= CHECKPOINT_BYTES and self._sync_error is None:
+                    continue
+                try:
                     base.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                    self._sync_error = None
+                    if os.fstat(wal).st_size > CROWDED_BYTES:
+                        self._crowded.set()
+                except sqlite3.OperationalError as error:
+                    self._sync_error = error  # commits raise it until there is room again
+                    self._dirty.set()
             os.fdatasync(wal)
         finally:
             if wal >= 0:
@@ -248,10 +314,34 @@ class Journal:
                 f"{self.path}: {error}; expected to be its only writer: is another line running "
                 "with the same state_dir?"
             )
-        return ResourceError(
+        kind = JournalFull if _is_full(error) else ResourceError
+        return kind(
             f"{self.path}: {error}; expected a journal that can be written: "
             "check the disk's space and rights"
         )
+
+
+class JournalFull(ResourceError):
+    """No room for now: nothing was written, and another try may do."""
+
+
+def _is_full(error: OSError | sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+
+
+def _keyed(
+    verdicts: Iterable[tuple[Verdict, PartVerdict | None]],
+    parts: Iterable[tuple[PartKey, PartVerdict]],
+) -> Iterator[tuple[tuple[str, int, int], list[tuple[str, Verdict | PartVerdict]]]]:
+    """Messages of one key each, with their kinds; of a key that is taken none is written."""
+    for verdict, part in verdicts:
+        both: list[tuple[str, Verdict | PartVerdict]] = [("frame", verdict)]
+        if part is not None:
+            both.append(("part", part))
+        yield (verdict.camera, verdict.epoch, verdict.frame_id), both
+    for key, part in parts:
+        yield (key.camera, key.epoch, key.number), [(key.kind, part)]
 
 
 def read_verdicts(path: Path, *, epoch: int | None = None) -> Iterator[Verdict]:
@@ -288,6 +378,8 @@ def _connect(path: Path) -> sqlite3.Connection:
             raise sqlite3.OperationalError(f"write-ahead log refused ({mode})")
         base.execute("PRAGMA synchronous = NORMAL")
         base.execute("PRAGMA wal_autocheckpoint = 0")
+        # A WAL that begins anew is cut to this size, however long it has been.
+        base.execute(f"PRAGMA journal_size_limit = {CHECKPOINT_BYTES}")
     except sqlite3.Error:
         base.close()
         raise

@@ -49,6 +49,12 @@ def annotate(frame: Image, verdict: Verdict, truth: Sequence[Box] = ()) -> Image
     return np.vstack([bar, picture])
 
 
+def side_by_side(frame: Image, before: Verdict, now: Verdict) -> Image:
+    """The same frame twice, `annotate`d: an earlier verdict left, the one of now right."""
+    gap = np.full((frame.shape[0] + _BAR_PX, 8, 3), 255, np.uint8)
+    return np.hstack([annotate(frame, before), gap, annotate(frame, now)])
+
+
 def contact_sheet(pictures: Sequence[Image], columns: int, title: str, width: int = 1920) -> Image:
     """Equal pictures in a grid under a title, scaled so that the sheet is `width` pixels wide."""
     gap = 8

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import Recipe, load_recipe
-from pipeline.configfile import read_model
+from pipeline.config.file import read_model
 from pipeline.errors import ConfigError, DataError
 
 BY_HAND = "edited by hand"
@@ -104,6 +104,8 @@ def _record(path: Path, reason: str = BY_HAND) -> Revision:
 def revise(path: Path, changes: dict[str, Any], reason: str) -> Revision:
     """Change keys of the recipe (None: back to the default) and write the revision down.
 
+    A key within a key is `optics.watch`.
+
     A file that does not exist begins with the defaults. Raises `ConfigError` for keys and values
     that a recipe cannot have, and for a missing reason; the file is then as it was.
     """
@@ -119,10 +121,7 @@ def _revise(path: Path, changes: dict[str, Any], reason: str) -> Revision:
         _record(path)
         content = load_recipe(path).model_dump(mode="json", exclude_defaults=True)
     for key, value in changes.items():
-        if value is None:
-            content.pop(key, None)
-        else:
-            content[key] = value
+        _change(content, key, value)
     work = path.with_name(f".{path.name}.part")
     try:
         work.write_text(yaml.safe_dump(content, sort_keys=False))
@@ -137,6 +136,21 @@ def _revise(path: Path, changes: dict[str, Any], reason: str) -> Revision:
         with contextlib.suppress(OSError):
             work.unlink(missing_ok=True)
     return found
+
+
+def _change(content: dict[str, Any], key: str, value: Any) -> None:
+    head, _, tail = key.partition(".")
+    if tail:
+        # A copy: what was loaded is left alone; and the path of a key that has no keys of its own
+        # fails as a key of a recipe does, with its name.
+        inner = content.get(head)
+        inner = dict(inner) if isinstance(inner, dict) else {}
+        _change(inner, tail, value)
+        value = inner or None
+    if value is None:
+        content.pop(head, None)
+    else:
+        content[head] = value
 
 
 def _append(path: Path, recipe: Recipe, reason: str, number: int) -> Revision:

@@ -15,17 +15,23 @@ from pathlib import Path
 
 from pipeline.config import (
     CameraConfig,
+    FolderSource,
     LineConfig,
     PublishConfig,
     Recipe,
     SourceConfig,
+    VideoSource,
     WorkerConfig,
 )
-from pipeline.errors import LinewatchError, ResourceError, SourceError
+from pipeline.config.sources import RecordedSource
+from pipeline.errors import ConfigError, LinewatchError, ResourceError, SourceError
 from pipeline.journal import read_verdicts
+from pipeline.prepare.lens import box_mm
+from pipeline.record.recordings import is_recording
+from pipeline.sources.recorded import video_rate
 from pipeline.station import Station
 from pipeline.supervisor import Line, Progress
-from pipeline.types import Reason, Verdict
+from pipeline.types import Defect, Reason, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +55,14 @@ def replay_config(
     slots: int = 6,
     station: str = "replay",
     continuous: bool = False,
+    deadline_ms: float | None = None,
 ) -> LineConfig:
     """A line that replays each source as a camera of its own: cam0, cam1, ...
 
     continuous: the sources are webs in blocks, see `pipeline.web`.
+    deadline_ms: replay in real time, at the pace of the recordings: what is not decided by then is
+    `invalid/late`, and what finds no slot `invalid/dropped`. None: as fast as it goes, without
+    deadlines.
     work_dir: journal, logs and sockets; also tells apart two replays that run at once.
     """
     work_dir = work_dir.absolute()
@@ -64,15 +74,50 @@ def replay_config(
             f"cam{number}": CameraConfig(
                 source=source,
                 slots=slots,
-                on_full="wait",
-                deadline_ms=None,
+                fps=None if deadline_ms is None else frame_rate(source),
+                on_full="wait" if deadline_ms is None else "drop",
+                deadline_ms=deadline_ms,
                 continuous=continuous,
                 recipe=recipe or Recipe(),
             )
             for number, source in enumerate(sources)
         },
         worker=worker,
-        publish=PublishConfig(endpoint=f"ipc://{work_dir / 'run' / 'verdicts'}"),
+        publish=PublishConfig(endpoint=f"ipc://{work_dir / 'run' / 'verdicts'}", catch_up=False),
+    )
+
+
+def cameras_in(path: Path) -> list[Path]:
+    """The recordings of a station's folder, one of each camera; any other path is one itself."""
+    if path.is_dir() and not any(path.glob("*.mkv")):
+        cameras = sorted({file.parent for file in path.glob("*/*.mkv")})
+        if cameras:
+            return cameras
+    return [path]
+
+
+def source_of(path: Path, *, realtime: bool = False) -> SourceConfig:
+    """How a recording is read: a line's own one, a folder of images, or any video."""
+    text = str(path.absolute())
+    if is_recording(path) or (path.is_dir() and any(path.glob("*.mkv"))):
+        return RecordedSource(kind="recording", path=text, realtime=realtime)
+    if path.is_dir():
+        return FolderSource(kind="folder", path=text)
+    return VideoSource(kind="video", path=text)
+
+
+def frame_rate(source: SourceConfig) -> float | None:
+    """Frames per second of a video; None where the frames themselves have times.
+
+    Raises `ConfigError` for images, which have no pace of their own.
+    """
+    if isinstance(source, VideoSource):
+        return video_rate(Path(source.path))
+    if isinstance(source, RecordedSource):
+        return None
+    raise ConfigError(
+        f"a {source.kind} source found, expected a video or a recording of a line: images have no "
+        "pace of their own"
     )
 
 
@@ -141,9 +186,11 @@ def result_line(verdict: Verdict) -> str:
                     "box_xyxy": list(defect.box_xyxy),
                     "area_px": defect.area_px,
                     "peak_score": defect.peak_score,
+                    **_in_mm(defect, verdict.mm_per_px),
                 }
                 for defect in verdict.defects
             ],
+            "detail": verdict.detail,
             "part_id": verdict.part_id,
             "trigger_id": verdict.trigger_id,
             "bundle_sha256": verdict.bundle_sha256,
@@ -151,6 +198,12 @@ def result_line(verdict: Verdict) -> str:
             "engine_id": verdict.engine_id,
         }
     )
+
+
+def _in_mm(defect: Defect, mm_per_px: float) -> dict[str, list[float]]:
+    if not mm_per_px:
+        return {}
+    return {"box_mm": [round(each, 4) for each in box_mm(defect.box_xyxy, mm_per_px)]}
 
 
 def write_results(path: Path, verdicts: Sequence[Verdict]) -> None:

@@ -38,6 +38,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.margin import fill_margin
 from pipeline.ringfile import (
     HEAD_WORDS,
     LOG_RECORDS,
@@ -53,8 +54,10 @@ from pipeline.types import MARGIN_PX, FrameRef, Reason, map_hw
 
 # Words of the ring's header after those of `ringfile`. Writer: capture until ENDED, then decision.
 _LAST_ID, _ENDED, _DECIDED_ID = range(HEAD_WORDS, HEAD_WORDS + 3)
+_TRIGGERED = HEAD_WORDS + 3  # capture's
 # Words of a log record (writer: capture); the last eight hold the part id.
-_ID, _T_CAPTURE, _PTS, _TRIGGER, _SLOT, _SLOT_GENERATION, _FAULT, _SOURCE_INDEX, _PART = range(9)
+_ID, _T_CAPTURE, _PTS, _TRIGGER, _SLOT, _SLOT_GENERATION, _FAULT, _SOURCE_INDEX = range(8)
+_TRIGGER_INDEX, _PART = 8, 9
 # Words of a slot's header. Writers: capture, then worker from ATTEMPTS, then decision from DECIDED.
 _GENERATION, _FRAME_ID, _STATE, _T_FILLED = range(4)
 _ATTEMPTS, _STATUS, _T_START, _T_END, _RAW_PEAK, _DONE = range(4, 10)
@@ -184,6 +187,7 @@ class FrameRing:
             trigger_id=words[_TRIGGER],
             part_id=part.rstrip(b"\0").decode(errors="replace"),
             source_pts=words[_PTS],
+            trigger_index=words[_TRIGGER_INDEX],
         )
         fault = _REASONS[words[_FAULT]] if words[_FAULT] >= 0 else None
         return Taken(ref, fault, words[_SOURCE_INDEX])
@@ -228,6 +232,7 @@ class FrameRing:
         source_pts: int = -1,
         trigger_id: int = 0,
         part_id: str = "",
+        trigger_index: int = 0,
     ) -> FrameRef:
         """Capture: take the next id. Without a slot `fault` says why there is no frame."""
         frame_id = self.last_id + 1
@@ -244,6 +249,7 @@ class FrameRing:
             (_SLOT_GENERATION, generation),
             (_FAULT, -1 if fault is None else _REASONS.index(fault)),
             (_SOURCE_INDEX, source_index),
+            (_TRIGGER_INDEX, trigger_index),
             (_ID, frame_id),
         ):
             self._log[at + word] = value
@@ -264,6 +270,7 @@ class FrameRing:
             trigger_id,
             part_id,
             source_pts,
+            trigger_index,
         )
 
     def commit(
@@ -284,6 +291,14 @@ class FrameRing:
     def tear(self, ref: FrameRef) -> None:
         """Capture: the pixels could not be written after all."""
         self._slot[ref.slot * SLOT_WORDS + _STATE] = TORN
+
+    @property
+    def triggered(self) -> int:
+        """Capture: the last trigger's index (`pipeline.triggers`) that it has seen to."""
+        return self._head[_TRIGGERED]
+
+    def set_triggered(self, index: int) -> None:
+        self._head[_TRIGGERED] = index
 
     def end(self, how: int) -> None:
         """Capture, or the supervisor for a capture that is dead: no id will follow."""
@@ -396,22 +411,3 @@ class FrameRing:
             for s in rows
             if table[s, _FRAME_ID] <= self.last_id
         ]
-
-
-def fill_margin(padded: NDArray[np.uint8]) -> None:
-    """Fill the 32 px margin of a (H + 64, W + 64, C) frame by reflection, in place.
-
-    The edge pixel is not repeated, as in `np.pad(mode="reflect")`; sides over 32 px.
-    """
-    m = MARGIN_PX
-    inner = padded[:, m:-m]
-    inner[:m] = inner[2 * m : m : -1]
-    inner[-m:] = inner[-m - 2 : -2 * m - 2 : -1]
-    fill_sides(padded)
-
-
-def fill_sides(padded: NDArray[np.uint8]) -> None:
-    """Fill the left and right margin of all rows, those of the upper and lower margin too."""
-    m = MARGIN_PX
-    padded[:, :m] = padded[:, 2 * m : m : -1]
-    padded[:, -m:] = padded[:, -m - 2 : -2 * m - 2 : -1]

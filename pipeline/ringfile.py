@@ -11,10 +11,10 @@ from pathlib import Path
 from pipeline.errors import ResourceError
 from pipeline.types import MARGIN_PX, MIN_SIDE_PX, map_hw
 
-MAGIC = 0x4C57_5249_4E47_0001  # "LWRING", version 1
+MAGIC = 0x4C57_5249_4E47_0002  # "LWRING", version 2
 PAGE = 4096
 LOG_RECORDS = 4096
-LOG_WORDS = 16
+LOG_WORDS = 17
 SLOT_WORDS = 32
 
 

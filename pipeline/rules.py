@@ -14,6 +14,7 @@ Line, calibration and explain all call `DecisionRule.decide`, in these steps:
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +25,12 @@ from numpy.typing import NDArray
 from pipeline.boxes import find_defects
 from pipeline.config import Recipe
 from pipeline.errors import ConfigError, DataError
+from pipeline.fixture.placing import Matrix, placed, placed_cells
 from pipeline.tolerance import MOST_TOLERANT, Tolerance, check_tolerance
 from pipeline.types import MAP_STRIDE, Defect, Label, Reason, map_hw
+
+_LEAST_LEFT = 0.9
+"""Of the zones' cells: a part with fewer in the frame cannot be inspected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,32 @@ class DecisionRule:
         text = f"{recipe.model_dump_json()}|{bundle!r}|{hashlib.sha256(places).hexdigest()}"
         self.revision = hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def at(self, matrix: Matrix) -> DecisionRule | None:
+        """The rule with its zones on a part: from the taught frame's pixels to those of this one.
+
+        None where none of them is in the frame.
+        """
+        moved = copy.copy(self)
+        zones = placed(self.recipe.zones, matrix)
+        moved.recipe = self.recipe.model_copy(update={"zones": zones})
+        includes = any(zone.mode == "include" for zone in self.recipe.zones)
+        moved.factors = placed_cells(self.factors, matrix, 0.0 if includes else 1.0)
+        if self._share is not None:
+            moved._share = placed_cells(self._share, matrix, 1.0)
+        if self.min_areas is not None:
+            areas = self.min_areas.astype(np.float32)
+            moved.min_areas = placed_cells(areas, matrix, float(self.recipe.min_area_px)).astype(
+                np.int64
+            )
+        inspected = moved.factors > 0
+        least = _LEAST_LEFT * np.count_nonzero(self.factors > 0)
+        if includes and np.count_nonzero(inspected) < max(1.0, least):
+            return None
+        moved._inspected = None if inspected.all() else inspected
+        moved._uniform = bool((moved.factors[inspected] == 1.0).all())
+        moved._raw_thresholds = moved._raw(moved.pixel_threshold)
+        return moved
+
     def _raw(self, threshold: float) -> NDArray[np.float32]:
         """The raw map values at which scores reach a threshold: float32 (h, w), or () for all."""
         factors = np.ones((), np.float32) if self._uniform else self.factors
@@ -152,6 +183,7 @@ class DecisionRule:
             merge_px=self.recipe.merge_px,
             box_fraction=self.recipe.box_fraction,
             spread_px=self.recipe.spread_px,
+            margin_px=self.recipe.box_margin_px,
         )
         image_score = defects[0].peak_score if defects else 0.0
         failed = image_score >= self.image_threshold
@@ -235,6 +267,22 @@ def _normalisation(bundle: Thresholds) -> tuple[np.float32, np.float32]:
             "numbers: the bundle cannot normalise a map; train it again"
         )
     return offset, scale
+
+
+def merged(decisions: Sequence[Decision], max_boxes: int) -> Decision:
+    """Of several parts in one frame: any that fails, fails the frame; all of their defects."""
+    if len(decisions) == 1:
+        return decisions[0]
+    worst = max(decisions, key=lambda each: each.image_score)
+    defects = {defect for each in decisions for defect in each.defects}
+    first = sorted(defects, key=lambda each: (-each.peak_score, each.box_xyxy))
+    return Decision(
+        worst.label,
+        worst.image_score,
+        worst.image_threshold,
+        max(each.raw_peak for each in decisions),
+        tuple(first[:max_boxes]),
+    )
 
 
 def part_label(views: Sequence[tuple[Label, Reason]]) -> tuple[Label, Reason]:

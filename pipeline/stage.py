@@ -26,7 +26,7 @@ from pipeline.station import Station
 from pipeline.telemetry import start_log
 
 _PR_SET_PDEATHSIG = 1
-WAKE_MS = 20
+WAKE_MS = 50
 """A stage looks at the shared memory this often even when no message wakes it."""
 
 

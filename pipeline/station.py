@@ -45,7 +45,25 @@ class Station:
 
     @property
     def stages(self) -> list[str]:
-        return [*(f"capture.{camera}" for camera in self.config.cameras), "worker", "decision"]
+        captures = [f"capture.{camera}" for camera in self.config.cameras]
+        return [*captures, "worker", "decision", *self.companions]
+
+    @property
+    def companions(self) -> list[str]:
+        """The stages beside the line, which it does without when they break."""
+        catch_up = ["catch_up"] if self.config.publish.catch_up else []
+        recorder = ["recorder", "pictures"] if self.config.recording else []
+        return [*catch_up, *recorder, *self.bridges]
+
+    @property
+    def bridges(self) -> list[str]:
+        """Stages that tell a PLC, one for each bridge."""
+        return [f"bridge.{name}" for name in self.config.bridges]
+
+    @property
+    def woken(self) -> list[str]:
+        """The stages that a trigger is news for."""
+        return [*(f"capture.{camera}" for camera in self.config.cameras), "decision"]
 
     @property
     def board(self) -> Path:
@@ -59,6 +77,41 @@ class Station:
     def engine(self) -> Path:
         """What the worker says of its engine, for decision."""
         return self.run_dir / "engine.json"
+
+    @property
+    def recordings(self) -> Path:
+        """The station's recordings, a folder for each camera."""
+        found = self.config.recording
+        folder = Path(found.folder) if found and found.folder else self.state_dir / "recordings"
+        return folder / self.config.station
+
+    @property
+    def recorder(self) -> Path:
+        """The recorder's counters, for people and for its own next start."""
+        return self.run_dir / "recorder.json"
+
+    def judge_memory(self, camera: str) -> Path:
+        """What decision remembers of a camera's frames, for the next one if it is killed."""
+        return self.run_dir / f"{camera}.judge.json"
+
+    def camera_note(self, camera: str) -> Path:
+        """What capture knows of an opened camera: its settings, and the preparation's hash."""
+        return self.run_dir / f"{camera}.camera.json"
+
+    @property
+    def triggers(self) -> Path:
+        return self.shm_dir / "triggers"
+
+    @property
+    def control(self) -> str:
+        """The endpoint of the control socket."""
+        return self.config.control.endpoint or f"ipc://{self.socket('control')}"
+
+    @property
+    def pictures(self) -> str:
+        """The endpoint where pictures of recorded frames are asked for."""
+        found = self.config.recording
+        return (found and found.endpoint) or f"ipc://{self.socket('pictures')}"
 
     def ring(self, camera: str) -> Path:
         return self.shm_dir / f"{camera}.ring"

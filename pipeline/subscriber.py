@@ -5,9 +5,23 @@
             event = stream.receive(timeout_ms=500)
 
 `receive` gives verdicts in order, a `Missed` wherever some of a topic were not received, or None
-when the time was up; `stream.silent_ms` tells how long nothing at all has come. A new stream (the
-journal was lost, or the machine lost its power) is followed from its first message; what it holds
-from before that is a `Missed`.
+when the time was up; `stream.silent_ms` tells how long nothing at all has come.
+
+With a cursor nothing is missed: what was not received is fetched from the line's journal, also what
+was published while the application was away. It says what it is done with:
+
+    with Subscriber("tcp://127.0.0.1:5601", topics=["part/"], cursor=Path("mes.cursor")) as stream:
+        while True:
+            if (event := stream.receive(timeout_ms=500)) is not None:
+                store(event)
+                stream.ack(event.seq)
+
+Each topic's messages come in order, and what is acknowledged never again. What was received and not
+acknowledged comes again after a restart. A `Missed` then is what the journal has deleted. The first
+time, it begins with what is published from then on. One application for each cursor.
+
+A new stream (the journal was lost, or the machine lost its power) is followed from its first
+message. A connection on which nothing comes for two seconds is made anew.
 """
 
 from __future__ import annotations
@@ -15,33 +29,63 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import zmq
 
+from pipeline.cursor import Position, read_position, write_position
 from pipeline.errors import ConfigError
+from pipeline.gaps import Filling, Missed, Telling
+from pipeline.keys import ClientKeys, Socket, secure_client
 from pipeline.types import PartVerdict, Verdict
-from pipeline.wire import HEARTBEAT_TOPIC, Heartbeat, decode
+from pipeline.wire import (
+    HEARTBEAT_TOPIC,
+    MAX_BYTES,
+    Ask,
+    Heartbeat,
+    Refused,
+    decode,
+    decode_answer,
+    encode,
+    replay_endpoint,
+)
 
+__all__ = ["Missed", "Subscriber"]
 
-@dataclass(frozen=True, slots=True)
-class Missed:
-    """Messages of `topic` after seq `after` and up to `upto` exclusive were published unheard."""
-
-    topic: str
-    after: int
-    upto: int
+SILENT_S = 2.0
+"""After so long without anything the connection is made anew."""
+_ANSWER_S = 2.0
+_RETRY_S = 0.25
+_UNKNOWN = 8
+"""Tries after which a journal that does not know the stream is another line's."""
+_TICK_MS = 200
+_WAITING = 10_000
+"""Messages that may wait here for an application that fetches what it does not receive."""
 
 
 class Subscriber:
-    """One subscription. Not thread-safe. Joining late is not missing: it begins where it begins."""
+    """One subscription. Not thread-safe."""
 
-    def __init__(self, endpoint: str, topics: Sequence[str] = ("frame/", "part/")) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        topics: Sequence[str] = ("frame/", "part/"),
+        *,
+        cursor: Path | None = None,
+        replay: str | None = None,
+        keys: ClientKeys | None = None,
+    ) -> None:
         """topics: prefixes ending in a slash.
 
-        Raises `ConfigError` for an unusable endpoint, or a topic without its slash.
+        cursor: a file that this application alone uses. replay: the line's
+        `publish.replay_endpoint`; with a cursor the one that belongs to `endpoint` by default, and
+        without one gaps are filled from it as long as this object lives. keys: for a line with
+        `security`.
+
+        Raises `ConfigError` for an unusable endpoint, a topic without its slash, or a file that is
+        not a cursor.
         """
         for topic in topics:
             if not topic.endswith("/"):
@@ -49,25 +93,36 @@ class Subscriber:
                     f"topic {topic!r} found, expected a list of topics that end in a slash: "
                     "`frame/cam1` would take in `frame/cam10/`"
                 )
-        self.heartbeat: Heartbeat | None = None
-        self._stream_id = ""
-        self._last: dict[str, int] = {}
-        self._ready: deque[Verdict | PartVerdict | Missed] = deque()
-        self._heard_ns = time.monotonic_ns()
+        if cursor is not None and replay is None:
+            replay = replay_endpoint(endpoint)
+        self._endpoint, self._replay, self._keys = endpoint, replay, keys
         self._topics = tuple(topics)
+        self._cursor = cursor
+        position = read_position(cursor) if cursor else None
+        self._filling = Filling(topics, position) if replay is not None else None
+        self._order: Telling | Filling = self._filling or Telling(topics)
+        self._acked = position
+        self._unacked: deque[tuple[str, str, int]] = deque()
+        """Stream, topic and seq of what was given."""
+        self._heard_ns = self._connected_ns = time.monotonic_ns()
+        self._asked: Ask | None = None
+        self._until_ns = 0
+        """When the answer is given up, or before which nothing is asked."""
         self._context = zmq.Context(io_threads=1)
-        self._socket = self._context.socket(zmq.SUB)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        for topic in (*topics, HEARTBEAT_TOPIC):
-            self._socket.subscribe(topic)
+        self._live: Socket | None = None
+        self._rows: Socket | None = None
         try:
-            self._socket.connect(endpoint)
-        except zmq.ZMQError as error:
+            self._live = self._subscribed()
+            if replay is not None:
+                self._rows = self._connected(zmq.DEALER, replay)
+        except ConfigError:
             self.close()
-            raise ConfigError(
-                f"endpoint {endpoint!r}: {error.strerror}; expected one like tcp://127.0.0.1:5601"
-            ) from error
+            raise
+
+    @property
+    def heartbeat(self) -> Heartbeat | None:
+        """The last one."""
+        return self._order.heartbeat
 
     @property
     def silent_ms(self) -> float:
@@ -77,44 +132,130 @@ class Subscriber:
     def receive(self, timeout_ms: float | None = None) -> Verdict | PartVerdict | Missed | None:
         """The next event, None after `timeout_ms` (None: wait for ever).
 
-        Raises `WireError` for a message that is not of this version.
+        Raises `WireError` for a message that is not of this version, `ConfigError` when `replay` is
+        another line's.
         """
         until = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
-        while not self._ready:
+        while not self._order.ready:
+            self._tend()
             left = None if until is None else max(0, round((until - time.monotonic()) * 1000))
-            if not self._socket.poll(left):
+            if not self._wait(_TICK_MS if left is None else min(left, _TICK_MS)) and left == 0:
                 return None
-            self._take(self._socket.recv_multipart()[-1])
-        return self._ready.popleft()
+        event = self._order.ready.popleft()
+        if self._cursor is not None:
+            self._unacked.append((self._order.stream_id, event.topic, event.seq))
+        return event
+
+    def ack(self, seq: int) -> None:
+        """All that `receive` gave up to the event of this seq is done with, on disk on return.
+
+        The disk is waited for: who has much to do acknowledges every so many. Raises
+        `ResourceError` when the cursor cannot be written; it is then as it was.
+        """
+        if self._cursor is None or self._acked is None:
+            raise ConfigError("ack without a cursor: give the subscriber a file for it")
+        count = next((n for n, given in enumerate(self._unacked, 1) if given[2] == seq), 0)
+        if not count:
+            return  # done with already
+        position = self._acked
+        for stream_id, topic, done in (self._unacked[n] for n in range(count)):
+            kept = position.seqs if position.stream_id == stream_id else {}
+            position = Position(stream_id, self._topics, {**kept, topic: done})
+        write_position(self._cursor, position)
+        self._acked = position
+        for _ in range(count):
+            self._unacked.popleft()
+
+    def _wait(self, timeout_ms: int) -> bool:
+        """Whether anything came; it is taken in."""
+        assert self._live is not None, "closed"
+        poller = zmq.Poller()
+        poller.register(self._live, zmq.POLLIN)
+        if self._rows is not None:
+            poller.register(self._rows, zmq.POLLIN)
+        came = poller.poll(timeout_ms)
+        for socket, _ in came:
+            parts = socket.recv_multipart()
+            if socket is self._live:
+                self._take(parts[-1])
+            else:
+                self._answered(parts)
+        return bool(came)
 
     def _take(self, body: bytes) -> None:
         message = decode(body)
         self._heard_ns = time.monotonic_ns()
-        if message.stream_id != self._stream_id:
-            # Its seqs begin anew, or go on where rows were lost: all of it counts as unheard.
-            self._stream_id = message.stream_id
-            self._last.clear()
-        if isinstance(message, Heartbeat):
-            # Sent on the same socket after all that it counts: whatever is not here was lost.
-            for topic, seq in message.last.items():
-                if topic.startswith(self._topics):
-                    first = self.heartbeat is None
-                    seen = self._last.setdefault(topic, seq if first else 0)
-                    if seq > seen:
-                        self._ready.append(Missed(topic, seen, seq + 1))
-                        self._last[topic] = seq
-            self.heartbeat = message
+        joining = self._order.heartbeat is None
+        self._order.take(message)
+        if self._cursor and self._filling and joining and self._filling.heartbeat:
+            # Where it began is written down before anything is given.
+            self._acked = self._filling.position
+            write_position(self._cursor, self._acked)
+
+    def _tend(self) -> None:
+        """Connect anew when nothing comes; ask for what is missing."""
+        now = time.monotonic_ns()
+        assert self._live is not None, "closed"
+        silent = now - max(self._heard_ns, self._connected_ns) > SILENT_S * 1e9
+        if silent and not self._live.poll(0):  # what waits came while the application was busy
+            self._live.close(0)
+            self._live = self._subscribed()
+            self._connected_ns = now
+        if self._filling is None or now < self._until_ns:
             return
-        seen = self._last.get(message.topic, 0 if self.heartbeat else message.prev_seq)
-        if message.seq <= seen:
+        if self._asked is not None:  # no answer came; it must not come later for another
+            assert self._rows is not None
+            self._rows.close(0)
+            self._rows = self._connected(zmq.DEALER, self._replay or "")
+        self._asked = self._filling.ask()
+        if self._asked is not None:
+            assert self._rows is not None
+            self._until_ns = now + round(_ANSWER_S * 1e9)
+            self._rows.send(encode(self._asked), zmq.DONTWAIT)
+
+    def _answered(self, parts: list[bytes]) -> None:
+        assert self._filling is not None
+        self._asked = None
+        self._until_ns = time.monotonic_ns() + round(_RETRY_S * 1e9)
+        answer = decode_answer(parts[0])
+        if isinstance(answer, Refused):
             return
-        if message.prev_seq > seen:
-            self._ready.append(Missed(message.topic, seen, message.seq))
-        self._last[message.topic] = message.seq
-        self._ready.append(message)
+        self._filling.answer(answer, [decode(body) for body in parts[1:]])
+        if self._filling.unknown > _UNKNOWN:
+            raise ConfigError(
+                f"{self._replay}: a journal of stream {answer.current} found, expected one of "
+                f"{answer.stream_id}: is it the `publish.replay_endpoint` of the line at "
+                f"{self._endpoint}?"
+            )
+        if answer.known:
+            self._until_ns = 0
+
+    def _subscribed(self) -> Socket:
+        socket = self._connected(zmq.SUB, self._endpoint)
+        for topic in (*self._topics, HEARTBEAT_TOPIC):
+            socket.subscribe(topic)
+        return socket
+
+    def _connected(self, kind: int, endpoint: str) -> Socket:
+        socket = self._context.socket(kind)
+        socket.setsockopt(zmq.RCVHWM, 0 if self._filling is None else _WAITING)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
+        if self._keys is not None and endpoint.startswith("tcp://"):
+            secure_client(socket, self._keys.own, self._keys.server_public)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            raise ConfigError(
+                f"endpoint {endpoint!r}: {error.strerror}; expected one like tcp://127.0.0.1:5601"
+            ) from error
+        return socket
 
     def close(self) -> None:
-        self._socket.close(0)
+        for socket in (self._live, self._rows):
+            if socket is not None:
+                socket.close(0)
         self._context.term()
 
     def __enter__(self) -> Self:

@@ -4,7 +4,10 @@
    an earlier daemon lives, account for the ids in its rings, and only then unlink them.
 2. Make rings and board, start decision and worker; when both are ready, start the captures.
 3. Reap and restart what broke, kill and restart what has gone silent, within a restart budget. A
-   stage that gave up for a stated reason is not restarted: the line drains and ends with it.
+   stage that gave up for a stated reason is not restarted: the line drains and ends with it. The
+   captures of cameras and the companions (catch-up, recorder, pictures, bridges) have no budget:
+   they are started again for ever, with pauses; a reason that they state ends the line at its start
+   alone.
 4. At the end (sources done, or told to stop): captures end their rings, decision decides what is
    pending, the worker leaves, every id left without a verdict gets one, and the rings go.
 """
@@ -21,26 +24,46 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pipeline import errors
-from pipeline.board import DONE, DRAIN, QUIT, READY, Board
-from pipeline.config import LineConfig, dump_resolved
-from pipeline.errors import LinewatchError, StageFailed
+from pipeline.board import (
+    CAMERA_FROZEN,
+    CAMERA_STATES,
+    DONE,
+    DRAIN,
+    GO_ON,
+    QUIT,
+    READY,
+    Board,
+)
+from pipeline.config import CameraConfig, LineConfig, dump_resolved
+from pipeline.config.sources import LiveSource
+from pipeline.control_server import ControlServer
+from pipeline.errors import ConfigError, LinewatchError, StageFailed
 from pipeline.journal import Journal
 from pipeline.ledger import settle
 from pipeline.lock import hold_station
+from pipeline.prepare.preparation import prepared_shape
 from pipeline.ring import LOST, RUNNING, FrameRing
 from pipeline.ringfile import create_ring
 from pipeline.sources import probe
 from pipeline.station import Station
+from pipeline.triggers import TriggerLog
 
 TICK_S = 0.02
 _KILL_S = 5.0
+_MOST_REST_S = 3.0
+"""Before a camera's capture is started again."""
 
 STAGES = {
     "capture": "pipeline.capture",
     "worker": "pipeline.worker",
     "decision": "pipeline.decision",
+    "catch_up": "pipeline.catch_up",
+    "recorder": "pipeline.record.recorder",
+    "pictures": "pipeline.record.pictures",
+    "bridge": "pipeline.bridges",
 }
-"""Kind of stage -> the module that is its process. A camera has a capture of its own."""
+"""Kind of stage -> the module that is its process. A camera has a capture of its own, a bridge too.
+"""
 
 log = logging.getLogger("supervisor")
 
@@ -52,11 +75,16 @@ class Process:
     name: str
     popen: subprocess.Popen[bytes]
     incarnation: int = 1
-    starts: deque[float] = field(default_factory=deque)
+    starts: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
     finished: bool = False
     fault: LinewatchError | None = None
     note: str = ""
     """Its last sentence on the board."""
+    settled: bool = False
+    """Whether it was ever ready."""
+    rest_s: float = 0.0
+    resting_until: float = 0.0
+    """Of a camera's capture: when it is started again; 0: it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +109,7 @@ class Line:
         self._processes: dict[str, Process] = {}
         self._rings: dict[str, FrameRing] = {}
         self._draining = False
+        self._decided_s = 0.0
         self._fault: LinewatchError | None = None
 
     def run(
@@ -96,10 +125,14 @@ class Line:
         Raises what a stage gave up with, `StageFailed` when the restart budget is spent, and what
         making the line can raise (`StationBusy`, `ResourceError`, `SourceError`, `ConfigError`).
         """
-        with hold_station(self.station), self._rings_and_board() as board:
+        with (
+            hold_station(self.station),
+            self._rings_and_board() as board,
+            self._control(board),
+        ):
             try:
-                self._start(board, "decision")
-                self._start(board, "worker")
+                for name in ("decision", "worker", *self.station.companions):
+                    self._start(board, name)
                 while not self._ended():
                     self._tend(board)
                     self._capture_when_ready(board)
@@ -113,19 +146,20 @@ class Line:
             raise self._fault
 
     def progress(self) -> Progress:
+        processes = list(self._processes.values())  # the control socket's thread asks as well
         return Progress(
             captured=sum(ring.last_id for ring in self._rings.values()),
             decided=sum(ring.decided_id for ring in self._rings.values()),
-            restarts=sum(process.incarnation - 1 for process in self._processes.values()),
-            pids={name: process.popen.pid for name, process in self._processes.items()},
+            restarts=sum(process.incarnation - 1 for process in processes),
+            pids={process.name: process.popen.pid for process in processes},
         )
 
     @contextlib.contextmanager
     def _rings_and_board(self) -> Iterator[Board]:
         """Shared memory of this run; what is left of an earlier one is accounted for first."""
         station = self.station
-        shapes = {camera: probe(c.source) for camera, c in self.config.cameras.items()}
-        journal = Journal(station.journal)
+        shapes = {camera: _shape(camera, c) for camera, c in self.config.cameras.items()}
+        journal = Journal(station.journal, self.config.publish)
         try:
             left = settle(station, journal)
             self.epoch = journal.next_epoch()
@@ -141,20 +175,52 @@ class Line:
                 self._rings[camera] = FrameRing(path)
             (station.run_dir / "line.json").write_text(dump_resolved(self.config))
             board = Board(station.board, station.stages, create=True)
+            triggers = TriggerLog(station.triggers, create_epoch=self.epoch)
             try:
                 yield board
             finally:
+                triggers.close()
                 board.close()
         finally:
             self.captured = sum(ring.last_id for ring in self._rings.values())
             for ring in self._rings.values():
                 ring.close()
             self._rings = {}
-            journal = Journal(station.journal)
+            journal = Journal(station.journal, self.config.publish)
             try:
                 settle(station, journal)
             finally:
                 journal.close()
+
+    @contextlib.contextmanager
+    def _control(self, board: Board) -> Iterator[None]:
+        """The control socket, which takes triggers while the line runs."""
+        triggers = TriggerLog(self.station.triggers)
+        try:
+            server = ControlServer(self.station, triggers, lambda: self._status(board))
+            try:
+                yield
+            finally:
+                server.close()
+        finally:
+            triggers.close()
+
+    def _status(self, board: Board) -> dict[str, object]:
+        """What the control socket says of the line."""
+        ready = all(board.state(name) == READY for name in ("worker", "decision"))
+        progress = self.progress()
+        return {
+            "ready": ready and board.order == GO_ON,
+            "station": self.config.station,
+            "epoch": self.epoch,
+            "cameras": {
+                camera: CAMERA_STATES[board.camera(f"capture.{camera}")]
+                for camera in self.config.cameras
+            },
+            "captured": progress.captured,
+            "decided": progress.decided,
+            "restarts": progress.restarts,
+        }
 
     def _start(self, board: Board, name: str) -> None:
         """Start a stage, for the first time or again."""
@@ -181,7 +247,11 @@ class Line:
         log.info("%s started (pid %d, start %d)", name, popen.pid, process.incarnation)
 
     def _capture_when_ready(self, board: Board) -> None:
-        if self._draining or any(board.state(name) != READY for name in ("worker", "decision")):
+        awaited = ["worker", "decision"]
+        recorder = self._processes.get("recorder")
+        if recorder is not None and not recorder.settled and recorder.incarnation == 1:
+            awaited.append("recorder")  # the first frames too; one that breaks keeps nobody
+        if self._draining or any(board.state(name) != READY for name in awaited):
             return
         for camera in self.config.cameras:
             if f"capture.{camera}" not in self._processes:
@@ -198,10 +268,17 @@ class Line:
                 if note:
                     log.info("%s: %s", process.name, note)
             if code is None:
+                process.settled = process.settled or board.state(process.name) == READY
                 self._kill_if_stuck(board, process)
+            elif process.resting_until:
+                if time.monotonic() > process.resting_until:
+                    process.resting_until = 0.0
+                    self._start(board, process.name)
             elif code == 0 and (board.state(process.name) == DONE or board.order == QUIT):
                 process.finished = True
-            elif (fault := self._read_fault(process.name, code)) is not None:
+            elif (fault := self._read_fault(process.name, code)) is not None and not (
+                self._is_lasting(process.name) and process.settled
+            ):
                 process.finished = True
                 self._fault = self._fault or fault
             else:
@@ -219,6 +296,15 @@ class Line:
     def _restart(self, board: Board, process: Process, code: int) -> None:
         limits = self.config.supervision
         now = time.monotonic()
+        if self._is_lasting(process.name):
+            # A camera that hangs or crashes its library never ends the line, nor does a bridge.
+            board.set_camera(process.name, CAMERA_FROZEN)
+            process.rest_s = min(2 * process.rest_s or 0.25, _MOST_REST_S)
+            if now - process.starts[-1] > limits.restart_window_s:
+                process.rest_s = 0.0
+            log.warning("%s ended with %d: again in %g s", process.name, code, process.rest_s)
+            process.resting_until = now + process.rest_s
+            return
         while process.starts and now - process.starts[0] > limits.restart_window_s:
             process.starts.popleft()
         if len(process.starts) > limits.restarts:
@@ -231,6 +317,13 @@ class Line:
             return
         log.warning("%s ended with %d: started again", process.name, code)
         self._start(board, process.name)
+
+    def _is_lasting(self, name: str) -> bool:
+        """Whether the stage is started again whatever happens."""
+        kind, _, camera = name.partition(".")
+        if kind == "capture":
+            return isinstance(self.config.cameras[camera].source, LiveSource)
+        return name in self.station.companions
 
     def _read_fault(self, name: str, code: int) -> LinewatchError | None:
         """Why a stage gave up, if it did."""
@@ -251,18 +344,29 @@ class Line:
             self._drain_until = time.monotonic() + self.config.supervision.drain_timeout_s
         for camera, ring in self._rings.items():
             capture = self._processes.get(f"capture.{camera}")
-            if ring.ended == RUNNING and (capture is None or capture.finished):
+            away = capture is None or capture.finished or capture.resting_until
+            if ring.ended == RUNNING and away:
                 ring.end(LOST)
 
     def _ended(self) -> bool:
         """Whether decision is done, or what it would take to get there is not to be had."""
         decision, worker = self._processes["decision"], self._processes["worker"]
-        if decision.finished or (self._draining and worker.finished and self._pending()):
+        if decision.finished:
+            return self._recorded()
+        if self._draining and worker.finished and self._pending():
             return True
         if self._draining and time.monotonic() > self._drain_until:
             log.error("not drained in %g s", self.config.supervision.drain_timeout_s)
             return True
         return False
+
+    def _recorded(self) -> bool:
+        """Whether the recorder has written what waits, or has had the time for it."""
+        recorder = self._processes.get("recorder")
+        if recorder is None or recorder.finished or recorder.resting_until:
+            return True
+        self._decided_s = self._decided_s or time.monotonic()
+        return time.monotonic() > self._decided_s + self.config.supervision.drain_timeout_s
 
     def _pending(self) -> bool:
         return any(ring.decided_id < ring.last_id for ring in self._rings.values())
@@ -280,5 +384,14 @@ class Line:
                 log.error("%s did not leave: killed", process.name)
                 process.popen.kill()
                 process.popen.wait()
-            if not process.finished and self._fault is None:
+            beside = process.name in self.station.companions
+            if not process.finished and self._fault is None and not beside:
                 self._fault = self._read_fault(process.name, process.popen.returncode)
+
+
+def _shape(camera: str, config: CameraConfig) -> tuple[int, int, int]:
+    """Of the frames that are inspected. Raises `SourceError`, `ConfigError`."""
+    try:
+        return prepared_shape(config, probe(config.source))
+    except ConfigError as error:
+        raise ConfigError(f"camera {camera}: {error}") from error

@@ -18,7 +18,7 @@ from models.augment import Augmentation
 from models.errors import DataError
 from models.settings import TrainingSettings, check_settings
 from pipeline.config import PathText, Strict
-from pipeline.configfile import read_model
+from pipeline.config.file import read_model
 from pipeline.errors import ConfigError
 
 

@@ -43,6 +43,10 @@ class Reason(StrEnum):
     WORKER_DIED = "worker_died"  # the worker died on this frame, twice
     RULE_FAILED = "rule_failed"  # the decision rule raised
     LINE_DIED = "line_died"  # found by the next daemon in the ring of one that was killed
+    CAMERA_LOST = "camera_lost"  # triggered while the camera was not there
+    NO_FRAME = "no_frame"  # triggered, and no frame came in time
+    NO_PART = "no_part"  # the frame shows no part
+    OPTICS = "optics"  # lens, lamp or camera are not as they were calibrated
     UNKNOWN = "unknown"  # taken by capture, and nothing more is known of it
 
 
@@ -59,6 +63,8 @@ class FrameRef:
     trigger_id: int = 0
     part_id: str = ""
     source_pts: int = -1
+    trigger_index: int = 0
+    """Of the line's own count of triggers (`pipeline.triggers`), 0 for a frame without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,10 @@ class Verdict:
     part_id: str = ""
     source_pts: int = -1
     t_capture_utc_ns: int = 0
+    detail: str = ""
+    """What was found, for people: of an `invalid` frame, where more is known than its reason."""
+    mm_per_px: float = 0.0
+    """What the boxes' pixels are in millimetres; 0: nobody measured it (`calibrate-lens`)."""
     latency_ms: dict[str, float] = field(default_factory=dict)
     bundle_sha256: str = ""
     recipe_revision: str = ""
@@ -114,7 +124,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class PartVerdict:
-    """The answer to a part: what a PLC acts on. `views` are (camera, epoch, frame_id)."""
+    """The answer to a part: what a PLC acts on. `views` are (camera, epoch, frame_id).
+
+    Score, threshold and defects are those of its worst view, by score over threshold.
+    """
 
     station: str
     part_id: str
@@ -122,6 +135,14 @@ class PartVerdict:
     label: Label
     reason: Reason
     views: tuple[tuple[str, int, int], ...]
+    image_score: float = 0.0
+    image_threshold: float = 0.0
+    defects: tuple[Defect, ...] = ()
+    mm_per_px: float = 0.0
+    detail: str = ""
+    """Of a view that is the reason, where it has one."""
+    t_capture_utc_ns: int = 0
+    """Of the first view; of the trigger where there is no view."""
     seq: int = 0
     prev_seq: int = 0
     stream_id: str = ""
@@ -129,3 +150,17 @@ class PartVerdict:
     @property
     def topic(self) -> str:
         return "part/"
+
+
+@dataclass(frozen=True, slots=True)
+class PartKey:
+    """What is unique of a part of several views in the journal.
+
+    kind: `trigger`, with the target's name and the trigger's index; or `part`, with the first
+    view's camera and frame id.
+    """
+
+    kind: str
+    camera: str
+    epoch: int
+    number: int

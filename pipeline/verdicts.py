@@ -7,9 +7,12 @@ import time
 from pipeline.rules import part_label
 from pipeline.types import FrameRef, Label, PartVerdict, Reason, Verdict
 
+MOST_DETAIL = 300
+"""Letters of a sentence in a verdict."""
 
-def invalid(station: str, ref: FrameRef, reason: Reason, now_ns: int) -> Verdict:
-    """The verdict on a frame that could not be inspected."""
+
+def invalid(station: str, ref: FrameRef, reason: Reason, now_ns: int, detail: str = "") -> Verdict:
+    """The verdict on a frame that could not be inspected. detail: what was found, for people."""
     return Verdict(
         station=station,
         camera=ref.camera,
@@ -17,6 +20,7 @@ def invalid(station: str, ref: FrameRef, reason: Reason, now_ns: int) -> Verdict
         frame_id=ref.frame_id,
         label=Label.INVALID,
         reason=reason,
+        detail=detail[:MOST_DETAIL],
         trigger_id=ref.trigger_id,
         part_id=ref.part_id,
         source_pts=ref.source_pts,
@@ -36,6 +40,12 @@ def part_of(verdict: Verdict) -> PartVerdict:
         label=label,
         reason=reason,
         views=(view,),
+        image_score=verdict.image_score,
+        image_threshold=verdict.image_threshold,
+        defects=verdict.defects,
+        mm_per_px=verdict.mm_per_px,
+        detail=verdict.detail,
+        t_capture_utc_ns=verdict.t_capture_utc_ns,
     )
 
 

@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.ring import fill_sides
+from pipeline.margin import fill_sides
 from pipeline.sources.base import Grab
 from pipeline.types import MAP_STRIDE, MARGIN_PX
 

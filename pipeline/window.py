@@ -46,7 +46,11 @@ class Window:
 
 
 def inspected_window(recipe: Recipe, frame_hw: tuple[int, int]) -> Window:
-    """What the recipe's zones need of frames of this size; all of it where nothing is inspected."""
+    """What the recipe's zones need of frames of this size; all of it where nothing is inspected,
+    and where zones move with the part.
+    """
+    if recipe.fixture is not None:
+        return Window(0, 0, *frame_hw)
     inspected = zone_factors(recipe, frame_hw) > 0
     ends = []
     for axis, side in ((1, frame_hw[0]), (0, frame_hw[1])):

@@ -279,6 +279,7 @@ def _open(
             check_tolerance(tolerance, ring.shape_hwc[:2])
     note = {
         "engine_id": runtime.engine_id,
+        "engine": engine,
         "bundle_sha256": bundle.sha256 if bundle else "",
         "thresholds": asdict(
             Thresholds(
@@ -289,6 +290,7 @@ def _open(
             )
         ),
         "tolerance": to_text(tolerance),
+        "optics": calibration.optics,
     }
     path = stage.station.engine
     partial = path.with_suffix(f".{os.getpid()}")

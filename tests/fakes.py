@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.runtimes.base import EngineOptions
 from pipeline.sources.stamp import read_stamp
-from pipeline.types import MARGIN_PX
+from pipeline.types import MAP_STRIDE, MARGIN_PX
 
 COMPILE_S = 6.0
 """How long `compiling_stamp` takes."""
@@ -78,6 +78,30 @@ def deadly_stamp(bundle: Bundle | None, options: EngineOptions) -> DeadlyRuntime
     return DeadlyRuntime()
 
 
+class CornerRuntime:
+    """Puts the grey value of the frame's first pixel into the map: `raw_peak` of the verdict is it.
+
+    For cameras that count in it, as Aravis's fake one does.
+    """
+
+    engine_id = "corner/none/none"
+
+    def infer(
+        self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
+    ) -> list[float]:
+        for frame, raw_map in zip(padded, out, strict=True):
+            raw_map.fill(0)
+            raw_map[-1, -1] = frame[MARGIN_PX, MARGIN_PX, 0]
+        return [float(raw_map.max()) for raw_map in out]
+
+    def close(self) -> None:
+        return
+
+
+def corner(bundle: Bundle | None, options: EngineOptions) -> CornerRuntime:
+    return CornerRuntime()
+
+
 class SeamRuntime:
     """Counts in a frame of lines with the grey values 0, 1, ..., 250, 0, ... those that do not
     follow on the one above: `raw_peak` of the verdict is it, and 64 where a top was reflected.
@@ -101,6 +125,32 @@ class SeamRuntime:
 
 def seam(bundle: Bundle | None, options: EngineOptions) -> SeamRuntime:
     return SeamRuntime()
+
+
+class SparkRuntime:
+    """Says 1 for each cell of the map with a white pixel (over 240) in its four rows and columns,
+    0 for all others: defects are what a test draws in white.
+    """
+
+    engine_id = "spark/none/none"
+
+    def infer(
+        self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
+    ) -> list[float]:
+        for frame, raw_map in zip(padded, out, strict=True):
+            white = frame[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX].max(axis=2) > 240
+            rows, columns = (np.arange(0, side, MAP_STRIDE) for side in white.shape)
+            raw_map[...] = np.logical_or.reduceat(
+                np.logical_or.reduceat(white, rows, axis=0), columns, axis=1
+            )
+        return [float(raw_map.max()) for raw_map in out]
+
+    def close(self) -> None:
+        return
+
+
+def spark(bundle: Bundle | None, options: EngineOptions) -> SparkRuntime:
+    return SparkRuntime()
 
 
 def compiling_stamp(bundle: Bundle | None, options: EngineOptions) -> StampRuntime:

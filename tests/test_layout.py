@@ -22,7 +22,7 @@ MODULES = {
 }
 MAX_LINES = 420
 
-STAGES = ("pipeline.capture", "pipeline.worker", "pipeline.decision")
+STAGES = ("pipeline.capture", "pipeline.worker", "pipeline.decision", "pipeline.catch_up")
 COMMANDS = ("pipeline.cli", "pipeline.application", "pipeline.commands")
 FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = [
     # what, may not import, except that it may import, except for these modules
@@ -35,7 +35,10 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
         ("pipeline",),
         tuple(
             f"pipeline.{leaf}"
-            for leaf in ("types", "errors", "boxes", "rules", "config", "tolerance", "window")
+            for leaf in (
+                *("types", "errors", "boxes", "rules", "config", "tolerance", "window"),
+                *("optics", "fixture"),
+            )
         ),
         (),
     ),
@@ -44,9 +47,9 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
     *[
         (f"pipeline.{leaf}", ("models", "pipeline.supervisor", *STAGES, *COMMANDS), (), ())
         for leaf in (
-            *("types", "errors", "config", "configfile", "yamlfile", "ring", "ringfile", "board"),
+            *("types", "errors", "config", "ring", "ringfile", "board", "optics", "fixture"),
             *("sources", "boxes", "rules", "journal", "wire", "publish", "subscriber"),
-            *("station", "stage", "telemetry", "batching"),
+            *("station", "stage", "telemetry", "batching", "prepare", "record", "parts"),
         )
     ],
     ("pipeline.capture", ("models", "pipeline.supervisor", *COMMANDS), (), ()),
@@ -79,9 +82,23 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
     ("models.pdn", ("models.efficientad", "models.training", "models.bundle"), (), ()),
     ("models.efficientad", ("models.training", "models.bundle", "models.runtimes"), (), ()),
     ("models.bundle", ("models.runtimes",), (), ()),
+    ("pipeline.bridges", ("models", "pipeline.supervisor", *STAGES, *COMMANDS), (), ()),
+    ("pipeline", ("pymodbus",), (), ("pipeline.bridges.modbus",)),
+    ("pipeline", ("paho",), (), ("pipeline.bridges.mqtt",)),
+    (
+        "pipeline",
+        ("asyncua", "cryptography"),
+        (),
+        ("pipeline.bridges.opcua", "pipeline.bridges.certificates"),
+    ),
     # A bare install has only these: what is beside the standard library and the packages of ours.
     ("pipeline.subscriber", ("numpy", "pydantic", "yaml", "cv2", "av", "psutil"), (), ()),
     ("pipeline.wire", ("numpy", "pydantic", "yaml", "cv2", "av", "psutil"), (), ()),
+    *[
+        (f"pipeline.{client}", ("numpy", "pydantic", "yaml", "cv2", "av", "psutil"), (), ())
+        for client in ("keys", "gaps", "cursor", "rarely", "evidence")
+    ],
+    ("pipeline.push", ("pydantic", "yaml", "cv2", "av", "psutil"), (), ()),
 ]  # fmt: skip
 
 
@@ -160,6 +177,8 @@ def test_broad_excepts_are_few_and_explained() -> None:
         ("pipeline.worker", ("torch", "openvino", "typer", "matplotlib", "yaml", "sklearn")),
         ("pipeline.supervisor", ("torch", "openvino", "typer", "matplotlib", "sklearn")),
         ("pipeline.subscriber", ("torch", "openvino", "typer", "numpy", "pydantic", "cv2", "av")),
+        ("pipeline.catch_up", ("torch", "openvino", "typer", "matplotlib", "yaml", "cv2", "av")),
+        ("pipeline.push", ("torch", "openvino", "typer", "pydantic", "cv2", "av", "yaml")),
         ("pipeline.cli", ("torch", "openvino", "typer", "numpy", "pydantic", "cv2", "av", "zmq")),
         ("models.bundle", ("torch", "openvino")),
         ("models.runtimes", ("torch", "openvino")),

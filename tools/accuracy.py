@@ -25,7 +25,7 @@ from calibrate.calibration import calibrate
 from calibrate.evaluation import Judge, Seen
 from calibrate.labelled import Labels
 from calibrate.metrics import box_peak, image_auroc, interval, recall_at
-from calibrate.thresholds import Promise
+from calibrate.policies import Policy
 from models.augment import Augmentation
 from models.bundle import Bundle
 from models.images import read_image
@@ -74,14 +74,14 @@ PLANS = {
             precedents=True,
             validations=4,
         ),
-        Recipe(box_fraction=0.2),
+        Recipe(box_fraction=0.5, box_margin_px=12),
     ),
     "magnetic_tile": Plan(
         TrainingSettings(scales=(1, 2), steps=3000, validations=4), Recipe(box_fraction=0.4)
     ),
 }
-PROMISE = Promise(false_reject=0.02, confidence=0.5)
-"""Rather more than not: 100 good images of val cannot promise much more than this."""
+POLICY = Policy("youden")
+"""Val has defective images, and too few good ones for a promise that is worth its name."""
 
 
 @dataclass(slots=True)
@@ -192,7 +192,7 @@ def run_seed(
         calibrating.good,
         bad=calibrating.bad,
         recipe=plan.recipe,
-        promise=PROMISE,
+        policy=POLICY,
         out_dir=work / "bundles",
         progress=lambda done, total: report("calibrate", done, total),
     )

@@ -5,6 +5,7 @@ python -m tools.bench engines               every runtime and precision here: sp
 python -m tools.bench engines --anomalib DIR    and anomalib's own networks beside ours
 python -m tools.bench overhead              what the line takes from an engine
 python -m tools.bench start                 from `linewatch run` to ready
+python -m tools.bench delivery              from a verdict to a subscriber's hands
 python -m tools.bench agree --bundle B --images DIR     do all engines give the same verdicts?
 python -m tools.bench accuracy              both image sets, from nothing, over three seeds
 
@@ -30,6 +31,7 @@ PARTS = {
     "engines": ("tools.bench_engines", "how fast each runtime and precision is"),
     "overhead": ("tools.bench_line", "what the line takes from an engine"),
     "start": ("tools.bench_start", "from `linewatch run` to ready"),
+    "delivery": ("tools.bench_delivery", "from a verdict to a subscriber's hands"),
     "agree": ("tools.bench_agree", "verdicts of all engines on the same images"),
 }
 """Subcommand -> a module with `add_options(parser)` and `run(chosen) -> int`, and its summary."""

@@ -28,7 +28,7 @@ from models.runtimes import cpu_has_bf16
 from models.runtimes.base import EngineOptions
 from models.runtimes.openvino_ import STRIP_BYTES, OpenVinoRuntime
 from models.variants import FRAME_MARGIN_PX, GRID_PX, STRIDE, VARIANTS, map_hw
-from pipeline.ring import fill_margin
+from pipeline.margin import fill_margin
 
 LIMIT_BYTES = 3 << 30
 CROP_PX = 256

@@ -15,6 +15,7 @@ from calibrate.evaluation import Judge
 from calibrate.explanation import Explanation, explain
 from calibrate.gallery import Range, picture
 from calibrate.labelled import LabelledImage
+from calibrate.on_part import on_part
 from models.bundle import Bundle
 from models.runtimes import open_runtime
 from pipeline.config import Recipe, load_recipe
@@ -51,7 +52,7 @@ def command(
         (seen,) = judge.judge([LabelledImage(image, False)])
     finally:
         engine.close()
-    rule = judge.rule("", seen.judged.frame_hw)
+    rule = on_part(judge.rule("", seen.judged.frame_hw), seen.matrix, str(image))
     found = explain(seen, rule, judge.engine_id)
     path = out or Path(f"{image.stem}-explained.png")
     try:

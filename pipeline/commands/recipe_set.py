@@ -29,6 +29,8 @@ def command(
     with the next one.
 
     [bold]linewatch recipe set recipes/front.yaml min_area_px=64 --reason "dust, see 8D 17"[/]
+
+    [bold]linewatch recipe set recipes/front.yaml optics.watch=warn --reason "samples by hand"[/]
     """
     found = revise(file, dict(_parsed(text) for text in change), reason)
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,11 +13,21 @@ from rich.table import Table
 
 from calibrate.boxes_eval import Box, TruthScore, score_against_truth
 from pipeline.commands.progress import line_progress
+from pipeline.commands.replay_outputs import (
+    Earlier,
+    comparison_json,
+    show_comparison,
+    video_paths,
+    write_overlays,
+    write_videos,
+)
 from pipeline.commands.run import stop_on_signal
-from pipeline.config import FolderSource, Recipe, SourceConfig, VideoSource, WorkerConfig
+from pipeline.config import Recipe, WorkerConfig
 from pipeline.config import load_recipe as read_recipe
 from pipeline.errors import ConfigError
-from pipeline.replay import Replay, replay, replay_config, write_results
+from pipeline.record.recordings import is_recording
+from pipeline.replay import Replay, cameras_in, replay, replay_config, source_of, write_results
+from pipeline.sources.recorded import promised_frames, read_head, recording_files
 from pipeline.sources.truth import Truth, load_truth, truth_path
 from pipeline.summary import rows, summarise
 
@@ -26,7 +36,8 @@ def command(
     recording: Annotated[
         list[Path],
         typer.Argument(
-            help="Videos or image folders; each is a camera of its own, cam0, cam1, ..."
+            help="Recordings, videos or image folders: each is a camera of its own, cam0, cam1, "
+            "... The folder of a recorded station: all of its cameras."
         ),
     ],
     bundle: Annotated[
@@ -50,6 +61,27 @@ def command(
     ] = "auto",
     precision: Annotated[str, typer.Option(help="auto, int8, fp16, bf16, f32.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="Of the engine; 0: all cores.")] = 0,
+    realtime: Annotated[
+        bool,
+        typer.Option("--realtime", help="At the recording's own pace, with deadlines and drops."),
+    ] = False,
+    deadline_ms: Annotated[
+        float, typer.Option(min=0.001, help="With --realtime: later is invalid/late.")
+    ] = 500.0,
+    annotate: Annotated[
+        Path | None,
+        typer.Option(help="A video (.mp4) of the frames with their verdicts; of each camera one."),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Results of an earlier replay, or a line's journal: what has flipped?"),
+    ] = None,
+    allow: Annotated[
+        int, typer.Option(min=0, help="With --against: so many may flip; more end with 1.")
+    ] = 0,
+    overlays: Annotated[
+        Path | None, typer.Option(help="With --against: a folder for pictures of what flipped.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Send recordings through the whole line, and write a verdict for every frame.
@@ -60,14 +92,22 @@ def command(
 
     Ends with 3 when frames of a recording could not be read: they are `invalid`, the rest is there.
 
+    Try a new bundle or threshold on last week's recording before it goes live: every verdict that
+    has flipped is named, and the command ends with 1.
+
     [bold]linewatch replay monday.mkv --bundle bundles/pdn_tiny-0123456789ab --out monday.jsonl[/]
+
+    [bold]linewatch replay monday.mkv --bundle bundles/NEW --out new.jsonl --against monday.jsonl[/]
     """
-    if cameras > 1 and len(recording) > 1:
+    if overlays and not against:
+        raise ConfigError(f"--overlays {overlays} without --against found, expected both")
+    found_in = [one for path in recording for one in cameras_in(path)]
+    if cameras > 1 and len(found_in) > 1:
         raise ConfigError(
-            f"--cameras {cameras} with {len(recording)} recordings found, expected one of the two: "
+            f"--cameras {cameras} with {len(found_in)} recordings found, expected one of the two: "
             "every recording is a camera of its own already"
         )
-    played = recording * cameras
+    played = found_in * cameras
     truths = [load_truth(p) if (p := truth_path(path)).exists() else None for path in played]
     chosen = read_recipe(recipe) if recipe else _recipe_of(truths)
     worker = WorkerConfig.model_validate(
@@ -78,29 +118,66 @@ def command(
             "threads": threads,
         }
     )
+    cameras_of = {f"cam{n}": source_of(path) for n, path in enumerate(played)}
+    if annotate:
+        video_paths(annotate, list(cameras_of))  # what is wrong with the name is said at once
+    earlier = Earlier(against, cameras_of) if against else None
     with tempfile.TemporaryDirectory(prefix="linewatch-") as work:
         config = replay_config(
-            [_source(path) for path in played],
+            [source_of(path, realtime=realtime) for path in played],
             Path(work),
             worker=worker,
             recipe=chosen,
             station=f"replay-{Path(work).name.rpartition('-')[2]}",
             continuous=continuous,
+            deadline_ms=deadline_ms if realtime else None,
         )
-        total = sum(len(t.frames) for t in truths if t) if all(truths) else None
+        total = _total(played, truths)
         with line_progress("Replaying", total, quiet=as_json) as watch:
             result = replay(config, stop=stop_on_signal().is_set, watch=watch)
     write_results(out, result.verdicts)
     score = _score(result, truths) if any(truths) else None
-    _show(result, score, out, as_json)
+    summary = _summary(result, score)
+    found, drawn = None, {}
+    if earlier:
+        found = earlier.compare(result.verdicts)
+        if overlays:
+            drawn = write_overlays(overlays, found.flips, cameras_of, as_json)
+        summary["against"] = comparison_json(found, allow, drawn)
+    if annotate:
+        videos = write_videos(annotate, cameras_of, result.verdicts, as_json)
+        summary["videos"] = [str(path) for path in videos]
+    if preparations := _preparations(played):
+        summary["preparations"] = preparations
+    if as_json:
+        print(json.dumps(summary, indent=2))
+    else:
+        console = Console()
+        _show(console, summary, score, result, out)
+        if found:
+            show_comparison(console, found, allow, drawn)
     if result.fault:
         raise result.fault
+    if found and found.differing > allow:
+        raise typer.Exit(1)
 
 
-def _source(path: Path) -> SourceConfig:
-    if path.is_dir():
-        return FolderSource(kind="folder", path=str(path.absolute()))
-    return VideoSource(kind="video", path=str(path.absolute()))
+def _preparations(played: list[Path]) -> dict[str, list[str]]:
+    """How the frames of each recording were prepared, by the hashes in its files."""
+    return {
+        f"cam{number}": sorted({read_head(file).preparation for file in recording_files(path)})
+        for number, path in enumerate(played)
+        if is_recording(path)
+    }
+
+
+def _total(played: list[Path], truths: list[Truth | None]) -> int | None:
+    """Frames to come, where that is known without reading the recordings."""
+    counts = [
+        len(truth.frames) if truth else promised_frames(path)
+        for path, truth in zip(played, truths, strict=True)
+    ]
+    return sum(counts) if all(counts) else None
 
 
 def _recipe_of(truths: list[Truth | None]) -> Recipe:
@@ -123,7 +200,7 @@ def _score(result: Replay, truths: list[Truth | None]) -> TruthScore:
     return score_against_truth(result.verdicts, true_boxes)
 
 
-def _show(result: Replay, score: TruthScore | None, out: Path, as_json: bool) -> None:
+def _summary(result: Replay, score: TruthScore | None) -> dict[str, Any]:
     summary = summarise(result.verdicts, result.captured, result.wall_s)
     summary["restarts"] = result.restarts
     if score:
@@ -133,9 +210,12 @@ def _show(result: Replay, score: TruthScore | None, out: Path, as_json: bool) ->
             "defect_recall": score.defect_recall,
             "false_reject_rate": score.false_reject_rate,
         }
-    if as_json:
-        print(json.dumps(summary, indent=2))
-        return
+    return summary
+
+
+def _show(
+    console: Console, summary: dict[str, Any], score: TruthScore | None, result: Replay, out: Path
+) -> None:
     table = Table("figure", "value", title="Replay")
     table.columns[1].justify = "right"
     for name, value in rows(summary):
@@ -149,4 +229,13 @@ def _show(result: Replay, score: TruthScore | None, out: Path, as_json: bool) ->
     if result.verdicts:
         engines = {v.engine_id for v in result.verdicts if v.engine_id}
         table.caption = f"{', '.join(sorted(engines))}; verdicts in {out}"
-    Console().print(table)
+    console.print(table)
+    for camera, hashes in summary.get("preparations", {}).items():
+        if len(hashes) > 1:
+            console.print(
+                f"[yellow]{camera}: recorded with {len(hashes)} preparations, "
+                f"{', '.join(one[:12] or 'none' for one in hashes)}: thresholds belong to one[/]",
+                highlight=False,
+            )
+    for path in summary.get("videos", ()):
+        console.print(f"video: {path}", highlight=False)

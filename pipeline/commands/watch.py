@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+from pipeline.errors import ConfigError
+from pipeline.keys import ClientKeys
 from pipeline.subscriber import Missed, Subscriber
 from pipeline.types import Label, PartVerdict, Verdict
 
@@ -29,6 +33,16 @@ def command(
     for_s: Annotated[
         float, typer.Option("--for", min=0, help="Stop after so many seconds; 0: never.")
     ] = 0,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            help="`publish.replay_endpoint`: fetch what was missed, instead of saying so."
+        ),
+    ] = None,
+    secret: Annotated[
+        Path | None, typer.Option(help="Your NAME.secret, for a line with `security`.")
+    ] = None,
+    server: Annotated[Path | None, typer.Option(help="The line's NAME.public.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """Print verdicts as they come, and say when some were missed or the line went silent.
@@ -43,7 +57,10 @@ def command(
     until = time.monotonic() + for_s if for_s else None
     shown = missed = 0
     silent = False
-    with Subscriber(endpoint, topics=topic or ["frame/"]) as stream:
+    if (secret is None) != (server is None):
+        raise ConfigError("half of the keys found, expected --secret and --server together")
+    keys = ClientKeys.read(secret, server) if secret and server else None
+    with Subscriber(endpoint, topic or ["frame/"], replay=replay, keys=keys) as stream:
         while not (count and shown >= count) and not (until and time.monotonic() > until):
             event = stream.receive(timeout_ms=_POLL_MS)
             if event is None:
@@ -76,11 +93,12 @@ def _note(console: Console, as_json: bool, kind: str, text: str) -> None:
 
 
 def _text(event: Verdict | PartVerdict) -> str:
+    detail = escape(event.detail)
     head = f"{event.seq:>8} [{_COLORS[event.label]}]{event.label:<7}[/] {event.reason:<12}"
     if isinstance(event, PartVerdict):
-        return f"{head} part {event.part_id}"
+        return f"{head} part {event.part_id} {detail}"
     boxes = " ".join(str(list(d.box_xyxy)).replace(" ", "") for d in event.defects[:4])
     more = f" +{len(event.defects) - 4}" if len(event.defects) > 4 else ""
     score = f"{event.image_score:.3f}/{event.image_threshold:.3f}"
     total = event.latency_ms.get("total", 0.0)
-    return f"{head} {event.camera} #{event.frame_id} {score} {total:.1f} ms {boxes}{more}"
+    return f"{head} {event.camera} #{event.frame_id} {score} {total:.1f} ms {boxes}{more}{detail}"

@@ -75,6 +75,28 @@ def write_recording(path: Path, frames: Iterable[NDArray[np.uint8]], fps: float 
     return count
 
 
+class FrameEncoder:
+    """FFV1 packets for a container of one's own, on `threads` threads."""
+
+    def __init__(self, shape_hwc: tuple[int, int, int], threads: int = 1) -> None:
+        context = av.CodecContext.create("ffv1", "w")
+        context.height, context.width = shape_hwc[:2]
+        context.pix_fmt = _pixel_format(shape_hwc)
+        context.time_base = Fraction(1, 1000)
+        context.options = _options(shape_hwc)
+        context.thread_type = "SLICE"
+        context.thread_count = threads
+        context.open()
+        self._context = context
+        self.codec_private = bytes(context.extradata or b"")
+        """What a decoder must know, the container's to keep."""
+
+    def encode(self, frame: NDArray[np.uint8]) -> bytes:
+        """The packet of one frame, uint8 (H, W, 1) or RGB (H, W, 3)."""
+        (packet,) = self._context.encode(_picture(frame))
+        return bytes(packet)
+
+
 def _checked_shape(frame: NDArray[np.uint8]) -> tuple[int, ...]:
     if frame.ndim != 3 or frame.shape[2] not in (1, 3) or frame.dtype != np.uint8:
         raise SourceError(
@@ -86,15 +108,22 @@ def _checked_shape(frame: NDArray[np.uint8]) -> tuple[int, ...]:
 def _add_stream(
     container: av.container.OutputContainer, shape: tuple[int, ...], fps: float
 ) -> av.VideoStream:
-    options = dict(_OPTIONS)
-    if min(shape[:2]) < _MIN_SLICED_SIDE_PX:
-        options["slices"] = "1"  # FFV1 cannot slice tiny frames
     rate = Fraction(fps).limit_denominator(1000)
-    stream = container.add_stream("ffv1", rate=rate, options=options)
+    stream = container.add_stream("ffv1", rate=rate, options=_options(shape))
     stream.height, stream.width = shape[:2]
-    stream.pix_fmt = "gray" if shape[2] == 1 else "bgr0"
+    stream.pix_fmt = _pixel_format(shape)
     stream.codec_context.time_base = 1 / rate
     return stream
+
+
+def _options(shape: tuple[int, ...]) -> dict[str, str]:
+    if min(shape[:2]) < _MIN_SLICED_SIDE_PX:
+        return _OPTIONS | {"slices": "1"}  # FFV1 cannot slice tiny frames
+    return _OPTIONS
+
+
+def _pixel_format(shape: tuple[int, ...]) -> str:
+    return "gray" if shape[2] == 1 else "bgr0"
 
 
 def _picture(frame: NDArray[np.uint8]) -> av.VideoFrame:

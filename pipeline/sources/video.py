@@ -352,6 +352,7 @@ def open_video(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]
     if not path.is_file():
         raise SourceError(f"{path}: no such file; expected a video, check `path` of the source")
     av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)  # the same damage twice is damage twice
     try:
         with av.logging.Capture(local=False):
             container = av.open(str(path))

@@ -75,7 +75,8 @@ def test_calibrated_bundle_passes_what_it_was_calibrated_on(
     assert calibrated.parent == bundle.sha256
     assert set(calibrated.calibration.engines) == {"openvino/f32", "torch/f32"}
     assert ticks == [(k, 2 * len(images)) for k in range(1, 2 * len(images) + 1)]
-    assert {note.partition(":")[0] for note in notes} == {"openvino/f32", "torch/f32"}
+    assert {note.partition(":")[0] for note in notes} == {"openvino/f32", "torch/f32", "optics"}
+    assert not calibrated.calibration.optics  # images of three sizes
     both = [calibrated.thresholds(engine) for engine in ("openvino/f32", "torch/f32")]
     assert both[0].image_threshold == pytest.approx(both[1].image_threshold, rel=1e-4)
     for thresholds in both:

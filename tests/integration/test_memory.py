@@ -32,7 +32,7 @@ def test_stages_are_small_and_do_not_grow(tmp_path: Path) -> None:
     scales = Scales()
     verdicts = run_line(config, watch=scales.watch)
     assert len(verdicts) == FRAMES
-    assert set(scales.weights) == {"capture.cam0", "capture.cam1", "worker", "decision"}
+    assert set(scales.weights) == {"capture.cam0", "capture.cam1", "worker", "decision", "catch_up"}
     for name, weights in scales.weights.items():
         early = [w for captured, w in weights if 0.2 * FRAMES < captured < 0.5 * FRAMES]
         late = [w for captured, w in weights if captured > 0.8 * FRAMES]

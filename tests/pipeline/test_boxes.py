@@ -22,6 +22,7 @@ def find(
     merge_px: int = 0,
     box_fraction: float = 0.5,
     spread_px: int = 0,
+    margin_px: int = 0,
 ) -> list[Defect]:
     """`find_defects` of a map in which everything positive is flagged."""
     flagged = scores > 0
@@ -33,6 +34,7 @@ def find(
         merge_px=merge_px,
         box_fraction=box_fraction,
         spread_px=spread_px,
+        margin_px=margin_px,
     )
 
 
@@ -44,6 +46,7 @@ def reference(
     merge_px: int,
     box_fraction: float,
     spread_px: int,
+    margin_px: int,
 ) -> list[Defect]:
     """The same by flood fill, cell by cell."""
     left = [(int(i), int(j)) for i, j in np.argwhere(scores > 0)]
@@ -69,7 +72,12 @@ def reference(
         )
         x = inwards(box[0], box[2], frame_hw[1], spread_px)
         y = inwards(box[1], box[3], frame_hw[0], spread_px)
-        box = (x[0], y[0], x[1], y[1])
+        box = (
+            max(0, x[0] - margin_px),
+            max(0, y[0] - margin_px),
+            min(frame_hw[1], x[1] + margin_px),
+            min(frame_hw[0], y[1] + margin_px),
+        )
         if len(cells) * 16 >= min_area_px:
             found.append(Defect(box, len(cells) * 16, float(peak)))
     return sorted(found, key=lambda defect: -defect.peak_score)  # stable: ties in reading order
@@ -106,16 +114,17 @@ def score_maps(draw: st.DrawFn) -> tuple[NDArray[np.float32], tuple[int, int]]:
     min_area_px=st.sampled_from([0, 1, 16, 17, 32, 200]),
     merge_px=st.one_of(st.integers(0, 30), st.sampled_from([1000, 10**9])),
     box_fraction=st.sampled_from([0.0, 0.25, 0.5, 0.75, 0.99]),
-    spread_px=st.sampled_from([0, 1, 5, 6, 1000]),
+    in_and_out_px=st.tuples(st.sampled_from([0, 1, 5, 6, 1000]), st.sampled_from([0, 1, 7, 1000])),
 )
 def test_equals_the_flood_fill(
     made: tuple[NDArray[np.float32], tuple[int, int]],
     min_area_px: int,
     merge_px: int,
     box_fraction: float,
-    spread_px: int,
+    in_and_out_px: tuple[int, int],
 ) -> None:
     scores, frame_hw = made
+    spread_px, margin_px = in_and_out_px
     found = find(
         scores,
         frame_hw=frame_hw,
@@ -123,6 +132,7 @@ def test_equals_the_flood_fill(
         merge_px=merge_px,
         box_fraction=box_fraction,
         spread_px=spread_px,
+        margin_px=margin_px,
     )
     assert found == reference(
         scores,
@@ -131,6 +141,7 @@ def test_equals_the_flood_fill(
         merge_px=merge_px,
         box_fraction=box_fraction,
         spread_px=spread_px,
+        margin_px=margin_px,
     )
     for x0, y0, x1, y1 in (defect.box_xyxy for defect in found):
         assert 0 <= x0 < x1 <= frame_hw[1]

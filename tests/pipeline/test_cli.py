@@ -144,16 +144,24 @@ def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
     """A fifo keeps the command reading until it is interrupted."""
     fifo = tmp_path / "line.yaml"
     os.mkfifo(fifo)
+    # Tests that run in a shell's background have inherited that Ctrl-C is ignored.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pipeline.cli import run; sys.exit(run(sys.argv[1:]))"
+    )
     with subprocess.Popen(
-        [sys.executable, "-m", "pipeline.cli", "config", "check", str(fifo)],
+        [sys.executable, "-c", program, "config", "check", str(fifo)],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
     ) as process:
         writer = os.open(fifo, os.O_WRONLY)  # returns when the command reads
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=20)
-        os.close(writer)
+        try:
+            process.send_signal(signal.SIGINT)
+            _, stderr = process.communicate(timeout=20)
+        finally:
+            os.close(writer)
+            process.kill()
     assert process.returncode == 130
     assert "Traceback" not in stderr
 

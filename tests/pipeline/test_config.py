@@ -25,7 +25,7 @@ from pipeline.config import (
     load_recipe,
     load_resolved,
 )
-from pipeline.yamlfile import parse
+from pipeline.config.yamlfile import parse
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import dump_resolved, load, load_resolved
+from pipeline.config.yamlfile import MAX_BYTES
 from pipeline.errors import ConfigError
-from pipeline.yamlfile import MAX_BYTES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -122,7 +122,12 @@ def test_a_file_that_is_no_configuration(
         ("", "station: b\n", "6: station", "twice, first in line 1"),
         ("slots: 4", "<<: {}", "5: c.left.<<", "merge keys are not supported"),
         ("kind: video", "kind: vidoe", "4: c.left.source.kind", "did you mean 'video'?"),
-        ("kind: video, ", "", "4: c.left.source.kind", "one of 'video', 'folder', 'synthetic'"),
+        (
+            "kind: video, ",
+            "",
+            "4: c.left.source.kind",
+            "one of 'video', 'recording', 'folder', 'synthetic'",
+        ),
         ("left.mkv", "''", "4: c.left.source.path", "text that is not empty"),
         (", path: left.mkv", "", "4: c.left.source.path", "the key is missing"),
         ("left.mkv", "12", "4: c.left.source.path", "found 12, expected text"),
@@ -208,10 +213,6 @@ def test_zones(tmp_path: Path, zone: str, key: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "words"),
     [
-        ("tcp://0.0.0.0:5601", "an address of this machine only"),
-        ("tcp://*:5601", "an address of this machine only"),
-        ("tcp://192.168.1.2:5601", "no encryption yet"),
-        ("tcp://example.org:5601", "no encryption yet"),
         ("tcp://127.0.0.1", "tcp://ADDRESS:PORT"),
         ("tcp://127.0.0.1:0", "port from 1 to 65535"),
         ("tcp://127.0.0.1:65536", "port from 1 to 65535"),

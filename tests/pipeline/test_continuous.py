@@ -26,7 +26,7 @@ from models.untrained import textured_frame, untrained_model
 from models.variants import map_hw
 from pipeline import worker
 from pipeline.board import Board
-from pipeline.capture import Capture
+from pipeline.capture import Playback
 from pipeline.config import (
     CameraConfig,
     FolderSource,
@@ -37,6 +37,7 @@ from pipeline.config import (
     WorkerConfig,
 )
 from pipeline.errors import ConfigError
+from pipeline.intake import Intake
 from pipeline.journal import read_verdicts
 from pipeline.ring import END_OF_STREAM, FrameRing
 from pipeline.ringfile import create_ring
@@ -123,9 +124,10 @@ class Bench:
         self.ring = FrameRing(station.ring("web"))
         self.capture = self.start()
 
-    def start(self) -> Capture:
+    def start(self) -> Playback:
         """Capture as a new process has it: nothing is known of the web."""
-        return Capture(self.stage, self.ring, self.stage.station.config.cameras["web"])
+        config = self.stage.station.config.cameras["web"]
+        return Playback(Intake(self.stage, self.ring, config), config)
 
     def padded(self) -> dict[int, Pixels]:
         """By index of the block: the padded frames in the ring, copied."""

@@ -119,7 +119,8 @@ def test_a_full_disk(path: Path) -> None:
     check(rows(path))
 
 
-def test_a_sync_that_fails_is_not_kept_secret(path: Path) -> None:
+@pytest.mark.parametrize("again", [(), ("again",)])
+def test_a_sync_that_fails_is_not_kept_secret(path: Path, again: tuple[str, ...]) -> None:
     """There is room in the WAL, and none for its checkpoint: commits must not go on as if."""
     script = """
         journal = Journal(path)
@@ -137,11 +138,57 @@ def test_a_sync_that_fails_is_not_kept_secret(path: Path) -> None:
             wal = Path(f"{path}-wal").stat().st_size
             assert 4_194_304 < wal < room - 100_000, wal
             print("noticed")
+        if "again" in sys.argv:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+            for _ in range(2000):
+                try:
+                    journal.commit(verdicts(10**6, 5))
+                    break
+                except ResourceError:
+                    time.sleep(0.01)
+            else:
+                print("and never again")
+        journal.close()
+    """
+    with python(script, str(path), *again) as writer:
+        out, err = writer.communicate(timeout=60)
+    assert (out, err, writer.returncode) == ("noticed\n", "", 0)
+    assert meta(path)["clean"] == ("yes" if again else "no")
+    check(rows(path))
+
+
+def test_what_waits_for_room_is_written_when_the_line_ends(path: Path) -> None:
+    """Only a part waits, all frames are decided: the loop ends, and the part is not forgotten."""
+    script = """
+        import logging, zmq
+        from pipeline.config import LineConfig
+        from pipeline.decision import Decided, Scribe, end_parts
+        from pipeline.parts import PartTable
+        from pipeline.publish import Publisher
+        from pipeline.types import PartKey
+
+        camera = {"source": {"kind": "synthetic"}}
+        table = PartTable(
+            LineConfig.model_validate({"station": "disk", "cameras": {"left": camera}}), None
+        )
+        journal = Journal(path)
+        publisher = Publisher(zmq.Context(), f"ipc://{path}.ipc", 50)
+        scribe = Scribe(journal, publisher, logging.getLogger("decision"))
+        ((_, part),) = verdicts(1, 1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        assert not scribe.write(Decided([], [(PartKey("trigger", "box", 1, 1), part)], []))
+        end_parts(table, scribe)
+        assert scribe.waits
+        assert not journal.last, journal.last
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        end_parts(table, scribe)
+        assert not scribe.waits
+        print(journal.last["part/"])
+        publisher.close()
         journal.close()
     """
     with python(script, str(path)) as writer:
         out, err = writer.communicate(timeout=60)
-    assert (out, err, writer.returncode) == ("noticed\n", "", 0)
-    assert meta(path)["clean"] == "no"
-    check(rows(path))
+    assert (out, writer.returncode) == ("1\n", 0), err
+    (row,) = rows(path)
+    assert row.topic.startswith("part/")

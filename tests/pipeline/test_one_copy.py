@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from pipeline import worker
 from pipeline.board import Board
-from pipeline.capture import Capture
+from pipeline.capture import Playback
 from pipeline.config import CameraConfig, LineConfig, SyntheticSource, VideoSource, dump_resolved
+from pipeline.intake import Intake
 from pipeline.ring import END_OF_STREAM, FrameRing
 from pipeline.ringfile import create_ring
 from pipeline.sources import open_source
@@ -87,7 +88,7 @@ def test_source_worker_and_decision_share_the_slot(stage: Stage) -> None:
     ring = FrameRing(stage.station.ring("cam0"))
     source, runtime = WatchedSource(), WatchedRuntime()
     config = stage.station.config.cameras["cam0"]
-    assert Capture(stage, ring, config).run(source) == END_OF_STREAM
+    assert Playback(Intake(stage, ring, config), config).run(source) == END_OF_STREAM
     jobs = worker.next_batch([ring], 4)
     worker.infer(stage, runtime, jobs)
     assert len(source.written) == len(runtime.frames) == 3

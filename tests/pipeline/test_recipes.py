@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.cli import run
 from pipeline.config import Recipe, load, load_recipe
+from pipeline.config.optics import OpticsConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.recipes import BY_HAND, history, record, revise, revision_of
 
@@ -30,6 +31,14 @@ def test_each_change_is_written_down(file: Path) -> None:
     assert all(r.when.endswith("+00:00") for r in history(file))
 
 
+def test_a_key_within_a_key(file: Path) -> None:
+    revise(file, {"optics.watch": "warn", "optics.warn_at": 1.5}, "by hand")
+    revise(file, {"optics.warn_at": None}, "as it was")
+    assert load_recipe(file).optics == OpticsConfig(watch="warn")
+    revise(file, {"optics.watch": None, "min_area_px": 3}, "back")
+    assert load_recipe(file) == Recipe(min_area_px=3)
+
+
 def test_a_change_by_hand_is_found(file: Path) -> None:
     revise(file, {"min_area_px": 64}, "dust")
     file.write_text("min_area_px: 12\n")
@@ -46,6 +55,8 @@ def test_a_change_by_hand_is_found(file: Path) -> None:
         ({"min_area_px": -1}, "x", "at least 0"),
         ({"image_threshold": "high"}, "x", "a number"),
         ({"merge_px": 1}, "  ", "no reason found"),
+        ({"optics.wach": "off"}, "x", r"optics.wach.*did you mean 'watch'"),
+        ({"min_area_px.watch": 1}, "x", r"min_area_px.*found.*expected a"),
     ],
 )
 def test_what_is_no_recipe_changes_nothing(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ResourceError
+from pipeline.margin import fill_margin
 from pipeline.ring import (
     ANSWERED,
     END_OF_STREAM,
@@ -17,7 +18,6 @@ from pipeline.ring import (
     RUNNING,
     SKIPPED,
     FrameRing,
-    fill_margin,
 )
 from pipeline.ringfile import LOG_RECORDS, create_ring, ring_bytes
 from pipeline.types import FrameRef, Reason, map_hw

@@ -11,13 +11,13 @@ from deaths import SHAPE, cut_off, decision_stage
 from pipeline.decision import Desk
 from pipeline.ring import ANSWERED, FAILED, Answer, FrameRing
 from pipeline.ringfile import LOG_RECORDS, create_ring
-from pipeline.types import Reason
+from pipeline.types import MARGIN_PX, Reason
 from pipeline.worker import next_batch
 
 MS = 1_000_000
 
 
-@pytest.mark.parametrize("at_line", range(60))
+@pytest.mark.parametrize("at_line", range(80))
 def test_capture_killed_at_each_line_of_a_frame(tmp_path: Path, at_line: int) -> None:
     """The id exists with its log record, or it does not exist at all; its slot is never lost."""
     path = tmp_path / "cam.ring"
@@ -44,7 +44,7 @@ def test_capture_killed_at_each_line_of_a_frame(tmp_path: Path, at_line: int) ->
     waiting = list(reader.waiting())
     assert [frame_id for frame_id, _, _ in waiting] in ([], [2])
     if waiting:
-        margins = ((16, 16), (16, 16), (0, 0))
+        margins = ((MARGIN_PX, MARGIN_PX), (MARGIN_PX, MARGIN_PX), (0, 0))
         whole = np.pad(reader.frame(0), margins, mode="reflect")
         assert np.array_equal(reader.padded(0), whole)
     assert waiting or reader.free_slot() == (1 if exists else 0)

@@ -32,6 +32,18 @@ def test_a_map_that_is_over_everywhere_is_one_defect() -> None:
     assert decision.defects[0].area_px == 16 * 20 * 16
 
 
+@pytest.mark.parametrize(
+    ("moved_px", "inspected"), [(0, True), (4, True), (20, False), (60, False), (999, False)]
+)
+def test_a_part_that_is_not_whole_in_the_frame_is_not_inspected(
+    moved_px: int, inspected: bool
+) -> None:
+    """A zone's rest at the frame's edge must not pass for the whole."""
+    still = rule(zones=[zone(rectangle(36, 10, 75, 60), "include")])
+    matrix = np.array([[1.0, 0, moved_px], [0, 1.0, 0]])
+    assert (still.at(matrix) is not None) == inspected
+
+
 def test_negative_maps_pass() -> None:
     decision = rule().decide(np.full(map_hw(*HW), -7, np.float32))
     assert decision.label is Label.PASS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from ports import free_port
 
 from pipeline.errors import ConfigError, LinewatchError, StationBusy, WireError
 from pipeline.journal import Journal, Row
@@ -51,7 +51,7 @@ class Line:
         return rows
 
     def beat(self) -> None:
-        self.publisher.heartbeat(self.journal.stream_id, self.journal.last, ready=True, now=True)
+        self.publisher.heartbeat(self.journal.stream_id, self.journal.last, ready=True)
 
 
 @pytest.fixture
@@ -65,9 +65,7 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 def endpoint(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "ipc":
         return f"ipc://{tmp_path}/out"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
@@ -307,14 +305,15 @@ def test_heartbeats_have_a_pace(endpoint: str, context: zmq.Context[zmq.Socket[b
     listener.subscribe("heartbeat/")
     until(
         lambda: listener.poll(10) > 0,
-        lambda: publisher.heartbeat("s", {}, ready=False, now=True),
+        lambda: publisher.heartbeat("s", {}, ready=False),
     )
     time.sleep(0.03)
     while listener.poll(0):
         listener.recv_multipart()
     start = time.monotonic()
     while time.monotonic() - start < 0.2:
-        publisher.heartbeat("s", {}, ready=False)
+        if publisher.next_ns <= time.monotonic_ns():
+            publisher.heartbeat("s", {}, ready=False)
         time.sleep(0.001)
     took_s = time.monotonic() - start
     count = 0

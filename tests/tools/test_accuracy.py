@@ -29,18 +29,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             _write(root / name / part / "good", count, 0)
         if part == "train":
             continue
-        _write(root / "deeppcb" / part / "defect", 2, 1)
+        # Half of val's set thresholds, by a policy that wants five.
+        _write(root / "deeppcb" / part / "defect", 10 if part == "val" else 2, 1)
         for kind in TILE_TYPES:
-            _write(root / "magnetic_tile" / part / kind, 1, 1, prefix=part + kind)
+            _write(root / "magnetic_tile" / part / kind, 3, 1, prefix=part + kind)
             masks = root / "magnetic_tile" / "ground_truth" / kind
             masks.mkdir(parents=True, exist_ok=True)
             mask = np.zeros((96, 112), np.uint8)
             if kind != "fray":  # the real set has empty masks too
                 mask[40:52, 50:62] = 255
-            cv2.imwrite(str(masks / f"{part}{kind}0.png"), mask)
+            for k in range(3):
+                cv2.imwrite(str(masks / f"{part}{kind}{k}.png"), mask)
     boxes = root / "deeppcb" / "boxes"
     boxes.mkdir()
-    for k in range(2):
+    for k in range(10):
         (boxes / f"{k}.txt").write_text("50 40 62 52 2\n\n")
     return root
 
@@ -48,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _write(folder: Path, count: int, marks: int, prefix: str = "") -> None:
     folder.mkdir(parents=True)
     for k in range(count):
-        frame = textured_frame(96, 112, 1, seed=hash_of(folder) + k)
+        frame = textured_frame(96, 112, 1, seed=100 * hash_of(folder) + k)
         frame[40:52, 50 : 50 + 12 * marks] = 0
         cv2.imwrite(str(folder / f"{prefix}{k}.png"), frame)
 
@@ -65,9 +67,10 @@ def test_sets_are_read_with_their_truth(data: Path) -> None:
     assert (defect.kind, defect.box_xyxy) == ("short", (50, 40, 62, 52))
     assert truth.mask.sum() == 144
     tiles = load_set(data, "magnetic_tile")
-    assert [sorted(bad.kinds) for bad in tiles.val.bad] == [[kind] for kind in TILE_TYPES]
+    each = [kind for kind in TILE_TYPES for _ in range(3)]
+    assert [sorted(bad.kinds) for bad in tiles.val.bad] == [[kind] for kind in each]
     truths = [bad.truth((96, 112)) for bad in tiles.val.bad]
-    assert [len(truth.defects) for truth in truths] == [1, 1, 1, 0, 1]
+    assert [len(truth.defects) for truth in truths] == [1] * 9 + [0] * 3 + [1] * 3
     assert truths[0].mask.sum() == 144
     with pytest.raises(DataError, match="not there"):
         load_set(data / "no", "deeppcb")

@@ -1,6 +1,6 @@
 """Reading a YAML file into a strict pydantic model, with every fault named by file, line and key.
 
-`pipeline.yamlfile` reads the values, the model validates them strictly, and all faults that either
+`yamlfile` reads the values, the model validates them strictly, and all faults that either
 finds are reported together, by line, with a guess where a key or a choice looks misspelt.
 """
 
@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config.yamlfile import Document, Fault, KeyPath, Value, describe, dotted, parse
 from pipeline.errors import ConfigError
-from pipeline.yamlfile import Document, Fault, KeyPath, Value, describe, dotted, parse
 
 Model = TypeVar("Model", bound=BaseModel)
 

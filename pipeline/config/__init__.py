@@ -8,23 +8,60 @@ The supervisor hands the result to its stages as `dump_resolved(config)`; they n
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from pipeline.types import MIN_SIDE_PX
+from pipeline.config.bridges import BridgeConfig, check_pace
+from pipeline.config.fixture import FixtureConfig
+from pipeline.config.optics import OpticsConfig
+from pipeline.config.prepare import PreparationConfig
+from pipeline.config.record import RecordingConfig
+from pipeline.config.security import SecurityConfig, check_endpoints
+from pipeline.config.sources import (
+    FolderSource,
+    LiveSource,
+    SourceConfig,
+    SyntheticSource,
+    TriggerConfig,
+    VideoSource,
+    check_devices,
+)
+from pipeline.config.types import (
+    IPC_PATH_LIMIT,
+    Endpoint,
+    Name,
+    PathText,
+    Point,
+    Strict,
+    check_endpoint,
+)
+from pipeline.wire import replay_endpoint
+
+__all__ = [
+    "IPC_PATH_LIMIT",
+    "CameraConfig",
+    "FolderSource",
+    "LineConfig",
+    "PartConfig",
+    "PathText",
+    "PublishConfig",
+    "Recipe",
+    "SecurityConfig",
+    "SourceConfig",
+    "Strict",
+    "SupervisionConfig",
+    "SyntheticSource",
+    "VideoSource",
+    "WorkerConfig",
+    "Zone",
+    "dump_resolved",
+    "load",
+    "load_recipe",
+    "load_resolved",
+]
 
 PRECISIONS = {
     "tensorrt": ("fp16", "bf16", "f32"),
@@ -34,51 +71,6 @@ PRECISIONS = {
 }
 """As in `models.runtimes.RUNTIMES`; a test holds the two together."""
 RUNTIME_NAMES = ("auto", *PRECISIONS, "null")
-IPC_PATH_LIMIT = 107
-"""Bytes of a Unix socket's path (sun_path less its terminating zero)."""
-MAX_SIDE_PX = 65536
-
-
-def _resolve_path(text: str, info: ValidationInfo) -> str:
-    folder = (info.context or {}).get("folder")
-    try:
-        path = Path(text).expanduser()
-    except RuntimeError as error:
-        raise ValueError(f"a path whose user is known here, not {text!r}") from error
-    return str(path if folder is None else (Path(folder) / path).absolute())
-
-
-def _check_endpoint(text: str, info: ValidationInfo) -> str:
-    if text.startswith("ipc://"):
-        name = text.removeprefix("ipc://")
-        if not name or name.startswith(("@", "*")):
-            raise ValueError("the path of a socket after ipc://, such as ipc:///run/line/out.sock")
-        endpoint = "ipc://" + _resolve_path(name, info)
-        if len(endpoint.encode()) - len("ipc://") > IPC_PATH_LIMIT:
-            raise ValueError(
-                f"a socket path of at most {IPC_PATH_LIMIT} bytes, and this one has "
-                f"{len(endpoint.encode()) - len('ipc://')}; choose a shorter folder"
-            )
-        return endpoint
-    match = re.fullmatch(r"tcp://(\[[0-9A-Fa-f:.]+\]|[^\[\]:/]+):([0-9]{1,5})", text)
-    if match is None or not 0 < int(match[2]) < 65536:
-        raise ValueError(
-            "tcp://ADDRESS:PORT with a port from 1 to 65535, or ipc:///PATH, "
-            "such as tcp://127.0.0.1:5601"
-        )
-    if not _is_loopback(match[1].strip("[]")):
-        raise ValueError(
-            "an address of this machine only, such as tcp://127.0.0.1:5601: verdicts do not "
-            "leave the machine unencrypted, and this version has no encryption yet"
-        )
-    return text
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_runtime(text: str) -> str:
@@ -99,47 +91,9 @@ def _check_engine(text: str) -> str:
     raise ValueError(f"runtime/precision, one of {', '.join(engines)}{hint}")
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,47}$")]
-PathText = Annotated[str, Field(min_length=1), AfterValidator(_resolve_path)]
-Endpoint = Annotated[str, AfterValidator(_check_endpoint)]
 RuntimeName = Annotated[str, AfterValidator(_check_runtime)]
 EngineName = Annotated[str, AfterValidator(_check_engine)]
 Core = Annotated[int, Field(ge=0, le=65535)]
-Coordinate = Annotated[int, Field(ge=-MAX_SIDE_PX, le=MAX_SIDE_PX)]
-Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
-Point = tuple[Coordinate, Coordinate]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
-    )
-
-
-class VideoSource(Strict):
-    kind: Literal["video"]
-    path: PathText
-    loop: bool = False
-
-
-class FolderSource(Strict):
-    kind: Literal["folder"]
-    path: PathText
-    color: bool = False
-
-
-class SyntheticSource(Strict):
-    kind: Literal["synthetic"]
-    width: Side = 1024
-    height: Side = 768
-    color: bool = False
-    seed: int = Field(default=1, ge=0, lt=2**63)
-    frames: int | None = Field(default=None, ge=0)
-    defect_share: float = Field(default=0.2, ge=0, le=1)
-    prerender: int = Field(default=0, ge=0)
-
-
-SourceConfig = Annotated[VideoSource | FolderSource | SyntheticSource, Field(discriminator="kind")]
 
 
 class Zone(Strict):
@@ -182,9 +136,15 @@ class Recipe(Strict):
     max_boxes: int = Field(default=64, ge=1, le=4096)
     """At most as many as a message may hold (`pipeline.wire`)."""
     box_fraction: float = Field(default=0.5, ge=0, lt=1)
-    spread_px: int = Field(default=0, ge=0)
     """A box spans the cells of its component above this fraction of the component's peak."""
+    spread_px: int = Field(default=0, ge=0)
+    """Then its sides move inwards by so much, for the network's wide view."""
+    box_margin_px: int = Field(default=0, ge=0, le=1000)
+    """At last it is drawn larger by so much on every side, as people draw boxes."""
     zones: tuple[Zone, ...] = ()
+    optics: OpticsConfig = OpticsConfig()
+    fixture: FixtureConfig | None = None
+    """Zones lie on the part, wherever it is found; None: they lie in the frame."""
 
 
 class CameraConfig(Strict):
@@ -198,6 +158,8 @@ class CameraConfig(Strict):
     """Frames are blocks of consecutive lines of an endless web: each is inspected in its real
     surroundings, the last 64 lines of the block before it. Blocks have one size, at least 64 lines
     and a multiple of 8; what becomes of coordinates is in `pipeline.web`."""
+    prepare: PreparationConfig = PreparationConfig()
+    trigger: TriggerConfig = TriggerConfig()
     recipe: Recipe = Recipe()
     """In a YAML file it may be the name of one (`linewatch recipe set` keeps its history)."""
 
@@ -207,6 +169,34 @@ class CameraConfig(Strict):
             raise ValueError(
                 "`continuous: true` with a folder or video of blocks of one web; rendered frames "
                 "show single parts: leave `continuous` out"
+            )
+        if self.source.kind == "recording" and self.prepare != PreparationConfig():
+            raise ValueError(
+                "no `prepare` with a recording: its frames were prepared before they were "
+                "recorded; write `kind: video` for one whose frames were not"
+            )
+        if self.continuous and (self.prepare.lens is not None or self.prepare.rotate):
+            raise ValueError(
+                "no `lens` and no `rotate` in `prepare` with `continuous: true`: a web's lines "
+                "stay lines, in their order"
+            )
+        if self.continuous and self.trigger.mode != "free":
+            raise ValueError("no `trigger` with `continuous: true`: a web's lines never pause")
+        is_live = isinstance(self.source, LiveSource) and not self.source.can_wait
+        if is_live and self.on_full == "wait":
+            raise ValueError(
+                f"`on_full: drop` with a {self.source.kind} source: a camera waits for nobody"
+            )
+        by_software = self.trigger.mode in ("software", "encoder")
+        if by_software and isinstance(self.source, LiveSource) and not self.source.can_trigger:
+            raise ValueError(
+                f"trigger.mode free, every or hardware with a {self.source.kind} source: it cannot "
+                "be told to take a frame"
+            )
+        if isinstance(self.source, LiveSource) and self.fps is not None:
+            raise ValueError(
+                f"no `fps` with a {self.source.kind} source: it is the pace of a recording, and a "
+                "camera has its own (`frame_rate` of its source, where it can be set)"
             )
         return self
 
@@ -230,7 +220,38 @@ class WorkerConfig(Strict):
 
 class PublishConfig(Strict):
     endpoint: Endpoint = "tcp://127.0.0.1:5601"
-    heartbeat_ms: PositiveInt = 200
+    replay_endpoint: Endpoint | None = None
+    """Where subscribers fetch what they have not received; None: `replay`."""
+    catch_up: bool = True
+    """Whether subscribers can fetch at all: a process of its own."""
+    heartbeat_ms: PositiveInt = 50
+    durability: Literal["process", "power"] = "process"
+    """What a published verdict survives: `kill -9` at once and a power cut after 100 ms, or both
+    at once."""
+    keep_days: PositiveFloat = 30.0
+    keep_mb: int = Field(default=8192, ge=64)
+    """The journal's size; the oldest rows go first."""
+
+    @property
+    def replay(self) -> str:
+        """The port after that of `endpoint`, or its path with `.replay`, where nothing is said."""
+        return self.replay_endpoint or replay_endpoint(self.endpoint)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.replay_endpoint is None:
+            try:
+                check_endpoint(self.replay)
+            except ValueError as error:
+                raise ValueError(
+                    f"a `replay_endpoint`, as {self.replay} cannot be one: {error}"
+                ) from error
+        return self
+
+
+class ControlConfig(Strict):
+    endpoint: Endpoint | None = None
+    """Where triggers are taken and questions answered; None: a socket in the run directory."""
 
 
 class SupervisionConfig(Strict):
@@ -241,6 +262,15 @@ class SupervisionConfig(Strict):
     drain_timeout_s: PositiveFloat = 30.0
 
 
+class PartConfig(Strict):
+    """Views that are one part: a frame of each of these cameras for each trigger."""
+
+    views: dict[Name, PositiveInt] = Field(min_length=1)
+    """Camera -> frames that it gives for each trigger."""
+    deadline_ms: PositiveFloat = 500.0
+    """From the trigger, or without one from the first view, to the part's verdict."""
+
+
 class LineConfig(Strict):
     station: Name
     run_dir: PathText | None = None
@@ -248,9 +278,56 @@ class LineConfig(Strict):
     shm_dir: PathText = "/dev/shm"
     """Where the rings are made: a tmpfs, or a hugetlbfs with room for them."""
     cameras: dict[Name, CameraConfig] = Field(min_length=1)
+    parts: dict[Name, PartConfig] = Field(default_factory=dict)
+    """Cameras that are in none: each of their frames is a part of its own."""
     worker: WorkerConfig = WorkerConfig()
     publish: PublishConfig = PublishConfig()
+    control: ControlConfig = ControlConfig()
+    recording: RecordingConfig | None = None
     supervision: SupervisionConfig = SupervisionConfig()
+    security: SecurityConfig | None = None
+    bridges: dict[Name, BridgeConfig] = Field(default_factory=dict)
+    """Who tells a PLC; one process each."""
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> Self:
+        check_devices({name: camera.source for name, camera in self.cameras.items()})
+        return self
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Self:
+        seen: set[str] = set()
+        for name, part in self.parts.items():
+            for camera in part.views:
+                if camera not in self.cameras or camera in seen:
+                    raise ValueError(
+                        f"parts.{name}.views: cameras of this line, each in one part; "
+                        f"{camera!r} is {'in two' if camera in seen else 'none of them'}"
+                    )
+                seen.add(camera)
+            asked = {self.cameras[c].trigger.mode not in ("free", "every") for c in part.views}
+            if len(asked) > 1:
+                raise ValueError(
+                    f"parts.{name}.views: cameras that all take triggers, or none of them; a "
+                    "`free` one gives no frame for a trigger"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_bridges(self) -> Self:
+        check_pace(self.bridges, self.publish.heartbeat_ms)
+        for name, bridge in self.bridges.items():
+            if bridge.target and bridge.target not in (*self.parts, *self.cameras):
+                raise ValueError(
+                    f"bridges.{name}.target: a part or a camera of this line, and "
+                    f"{bridge.target!r} is neither"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _check_security(self) -> Self:
+        check_endpoints(self, self.security)
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -265,7 +342,7 @@ class LineConfig(Strict):
 
 def load(path: Path) -> LineConfig:
     """The configuration in a YAML file. Raises `ConfigError` that lists every fault in it."""
-    from pipeline.configfile import read_model  # the stages load no YAML
+    from pipeline.config.file import read_model  # the stages load no YAML
 
     folder = path.absolute().parent
     return read_model(
@@ -283,7 +360,7 @@ def _read_recipes(root: object, folder: Path) -> None:
 
 def load_recipe(path: Path) -> Recipe:
     """A recipe in a YAML file of its own. Raises `ConfigError` that lists every fault in it."""
-    from pipeline.configfile import read_model
+    from pipeline.config.file import read_model
 
     return read_model(path, Recipe, {"folder": path.absolute().parent})
 

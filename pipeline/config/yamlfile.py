@@ -23,7 +23,7 @@ from yaml.reader import Reader, ReaderError
 from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, hide_secrets
 
 MAX_BYTES = 256 * 1024
 MAX_VALUES = 20_000
@@ -230,6 +230,7 @@ def describe(value: Value) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
+        value = hide_secrets(value)
         return f"the text {value if len(value) <= 60 else value[:57] + '...'!r}"
     if isinstance(value, dict):
         return f"a mapping with {len(value)} key{'s' * (len(value) != 1)}"

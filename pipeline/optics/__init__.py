@@ -1,0 +1,1 @@
+"""Whether lens, lamp and camera are as they were calibrated."""

@@ -1,0 +1,1 @@
+"""From a source's frame to the frame that is inspected."""

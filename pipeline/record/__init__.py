@@ -1,0 +1,1 @@
+"""What frames looked like, on disk: evidence, and recordings to replay."""
