@@ -13,6 +13,7 @@ A key file is text: lines `public KEY` and `secret KEY` in Z85 (40 characters), 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -255,6 +256,7 @@ class Gate:
         self._refused: Counter[str] = Counter()
         self._rarely = Rarely()
         self._monitors: list[Socket] = []
+        self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._zap = context.socket(zmq.REP)
@@ -278,7 +280,10 @@ class Gate:
     def secure(self, socket: Socket) -> None:
         """`secure_server`, and whoever fails to shake hands with this socket is counted."""
         secure_server(socket, self._own)
-        monitor = socket.get_monitor_socket(_FAILED | zmq.EVENT_MONITOR_STOPPED)
+        # An address of its own: pyzmq's is made of the socket's file descriptor, whose number the
+        # system gives again before ZeroMQ lets go of the address.
+        address = f"inproc://gate-{next(self._numbers)}"
+        monitor = socket.get_monitor_socket(_FAILED | zmq.EVENT_MONITOR_STOPPED, address)
         with self._lock:
             self._monitors.append(monitor)
 
