@@ -74,7 +74,8 @@ def test_all_cameras_for_so_many_frames(
     station: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "recordings"
-    assert run(["record", str(station), "--out", str(out), "--frames", "10"]) in (0, 1)
+    # More than the left camera's 12: the right one may be the last to begin.
+    assert run(["record", str(station), "--out", str(out), "--frames", "24"]) in (0, 1)
     assert "frames lost" in capsys.readouterr().out
     assert len(stamps(out / f"rec{os.getpid()}" / "right")) > 0
 
