@@ -10,6 +10,7 @@
                              map may be at each place (see calibrate.places)
         precedents.npz       the training images, where suspicions are looked up among them, else
                              empty (see models.precedents)
+        wide.npz             the wide view's weights, if there is one, else empty (models.wide)
 
 1. `write_bundle` writes into a temporary directory beside the final one and renames it.
 2. `Bundle.load` checks the name against the manifest, and every file against its SHA-256. Anything
@@ -52,6 +53,7 @@ from models.schema import (
     SCHEMA,
     TOLERANCE,
     WEIGHTS,
+    WIDE,
     Calibration,
     EngineThresholds,
     Reference,
@@ -65,6 +67,7 @@ from models.variants import STRIDE
 
 if TYPE_CHECKING:
     from models.precedents import Precedents
+    from models.wide import WideView
 
 __all__ = ["Bundle", "Calibration", "EngineThresholds", "Reference", "recalibrated", "write_bundle"]
 
@@ -189,6 +192,18 @@ class Bundle:
         except ValueError as error:
             raise BundleError(f"{self.path / PRECEDENTS}: {error}: {RESTORE}") from error
 
+    def wide(self) -> WideView | None:
+        """The network that weighs the map; None where that was not asked for."""
+        arrays = _arrays(self.path, WIDE, self.files)
+        if not arrays:
+            return None
+        from models.wide import WideView
+
+        try:
+            return WideView.of_arrays(arrays, self.in_channels)
+        except ValueError as error:
+            raise BundleError(f"{self.path / WIDE}: {error}: {RESTORE}") from error
+
     def thresholds(self, engine: str) -> EngineThresholds:
         """Of one `runtime/precision`. Raises `RuntimeUnavailable` when it was not calibrated."""
         found = self.calibration.engines.get(engine)
@@ -212,6 +227,7 @@ def write_bundle(
     calibration: Calibration,
     references: Sequence[Reference],
     precedents: Precedents | None = None,
+    wide: WideView | None = None,
     global_branch: bool = False,
     parent: str | None = None,
 ) -> Path:
@@ -235,6 +251,7 @@ def write_bundle(
         REFERENCE: _npz(arrays),
         TOLERANCE: _npz({}),
         PRECEDENTS: _npz(precedents.arrays() if precedents else {}),
+        WIDE: _npz(wide.arrays() if wide else {}),
     }
     about = {
         "variant": variant,
@@ -265,6 +282,7 @@ def recalibrated(
         REFERENCE: _read_checked(bundle.path, REFERENCE, bundle.files),
         TOLERANCE: _npz(tolerances or {}),
         PRECEDENTS: _read_checked(bundle.path, PRECEDENTS, bundle.files),
+        WIDE: _read_checked(bundle.path, WIDE, bundle.files),
     }
     about = {
         "variant": bundle.variant,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.augment import Augmentation, augmented
-from models.defects import spoil
+from models.defects import Spoil, spoil
 from models.tiles import TileSet, cells_hw, pixels_of
 from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE
 
@@ -80,11 +80,13 @@ class CropSource:
         spoiled: float,
         revisited: float,
         augmentation: Augmentation = NO_AUGMENTATION,
+        draw_defects: Spoil = spoil,
     ) -> None:
         self._tiles, self._rng = tiles, rng
         self._batch, self._crop_px = batch, crop_px
         self._spoiled, self._revisited = spoiled, revisited
         self._augmentation = augmentation
+        self._spoil = draw_defects
         areas = tiles.shapes[:, 0] * tiles.shapes[:, 1]
         self._shares = areas / areas.sum()
         self._hardest: dict[Place, float] = {}
@@ -99,7 +101,7 @@ class CropSource:
             marred = self._rng.random() < self._spoiled
             area = crop.shape[0] * crop.shape[1]
             wanted = max(1, round(DEFECTS_PER_PX * area)) if marred else 0
-            pixels, cells = spoiled_crop(crop, self._rng, wanted)
+            pixels, cells = spoiled_crop(crop, self._rng, wanted, draw_defects=self._spoil)
             cells[cells > 0] += _NUMBERS * number
             cells[~inspected] = UNSURE
             groups.setdefault(crop.shape, []).append((pixels, cells, number))
@@ -177,7 +179,11 @@ class CropSource:
 
 
 def spoiled_crop(
-    crop: NDArray[np.uint8], rng: np.random.Generator, defects: int, specks: int = SPECKS
+    crop: NDArray[np.uint8],
+    rng: np.random.Generator,
+    defects: int,
+    specks: int = SPECKS,
+    draw_defects: Spoil = spoil,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The crop with drawn defects, and each cell's state."""
     rows, columns = cells_hw(crop.shape[0], crop.shape[1])
@@ -185,7 +191,7 @@ def spoiled_crop(
     if not defects:
         return crop, cells
     scene = crop[..., 0] if crop.shape[2] == 1 else crop
-    marred, where = spoil(
+    marred, where = draw_defects(
         rng, np.asarray(scene / np.float32(255), np.float32), defects, specks=specks
     )
     cells[_centres(where != 0, RECEPTIVE_FIELD_PX // 2, rows, columns) > 0] = UNSURE

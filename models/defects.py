@@ -10,6 +10,8 @@ masks) keeps its tones. Specks that are too small to matter may be drawn as well
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +53,8 @@ def spoil(
     """
     original, picture = picture, picture.copy()
     height, width = picture.shape[:2]
-    tones = _few_tones(original)
-    places = _structure(original)
+    tones = few_tones(original)
+    places = structure(original)
     defects = np.zeros((height, width), np.int16)
     for number in range(specks + count):
         speck = number < specks
@@ -69,11 +71,10 @@ def spoil(
         _change(rng, window, kind, mask, radius=radius, original=original, spot=spot)
         np.clip(window, 0, 1, out=window)
         if tones is not None:
-            between = (tones[1:] + tones[:-1]) / 2
-            window[...] = tones[np.searchsorted(between, window)]
+            to_tones(window, tones)
         if speck:
             continue
-        seen, changed = _seen(before, window, MOVED_SIGMA if kind == MOVE else SEEN_SIGMA)
+        seen, changed = seen_change(before, window, MOVED_SIGMA if kind == MOVE else SEEN_SIGMA)
         region = defects[spot]
         region[changed] = -1
         if seen.sum() >= SMALLEST_PX**2 / 4:
@@ -86,6 +87,8 @@ def spoil(
 
 
 Spot = tuple[slice, slice]
+Spoil = Callable[..., tuple[Picture, NDArray[np.int16]]]
+"""`spoil`, and what takes its arguments."""
 
 
 def _change(
@@ -105,7 +108,7 @@ def _change(
     strength = np.float32(max(contrast * deviation, 0.03) * rng.choice([-1, 1]))
     side = len(mask)
     if kind in (BRIGHTEN, DENT) and rng.random() < 0.4:  # mottled
-        blotches = _blur(rng.standard_normal((side, side), np.float32), 2.0)
+        blotches = blurred(rng.standard_normal((side, side), np.float32), 2.0)
         mask = mask * np.clip(1 + np.float32(3) * blotches, 0.2, 1.8)
     if kind == DENT:
         turn = rng.uniform(0, 2 * np.pi)
@@ -114,7 +117,7 @@ def _change(
     alpha = mask if window.ndim == 2 else mask[..., None]
     height, width = original.shape[:2]
     if kind in (BRIGHTEN, DENT):
-        visible = VISIBILITY * _grain(window) / max(1.0, float(np.linalg.norm(mask)))
+        visible = VISIBILITY * grain(window) / max(1.0, float(np.linalg.norm(mask)))
         window += np.copysign(np.maximum(abs(strength), np.float32(visible)), strength) * alpha
     elif kind == TONE:
         tone = original[rng.integers(0, height), rng.integers(0, width)]
@@ -130,28 +133,28 @@ def _change(
         window += alpha * (np.rot90(piece, int(rng.integers(0, 4))) - window)
 
 
-def _seen(
+def seen_change(
     before: Picture, after: Picture, sigmas: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Where the change can be seen among its surroundings, and where there is one at all."""
     change = after - before
     size = float(np.linalg.norm(change, axis=(0, 1)).max())
-    if size < 0.9 * VISIBILITY * _grain(before):  # it was clipped
+    if size < 0.9 * VISIBILITY * grain(before):  # it was clipped
         sigmas = np.inf
     deviation = max(0.01, float(before.std(axis=(0, 1)).mean()))
-    seen, changed = np.abs(_blur(change, 1.5)), np.abs(change)
+    seen, changed = np.abs(blurred(change, 1.5)), np.abs(change)
     if change.ndim == 3:
         seen, changed = seen.max(axis=2), changed.max(axis=2)
     return seen > max(SEEN, sigmas * deviation), changed > 1 / 255
 
 
-def _grain(window: Picture) -> float:
+def grain(window: Picture) -> float:
     """Standard deviation of the grain, whatever edges there are: by the median (Huber 1981)."""
     grey = window if window.ndim == 2 else window.mean(axis=2)
-    return max(LEAST_GRAIN, 1.5 * float(np.median(np.abs(grey - _blur(grey, GRAIN_SIGMA_PX)))))
+    return max(LEAST_GRAIN, 1.5 * float(np.median(np.abs(grey - blurred(grey, GRAIN_SIGMA_PX)))))
 
 
-def _few_tones(picture: Picture) -> Picture | None:
+def few_tones(picture: Picture) -> Picture | None:
     """All tones of the picture when they are few, in rising order."""
     if len(np.unique(picture[::7, ::5])) > FEW_TONES:
         return None
@@ -159,10 +162,15 @@ def _few_tones(picture: Picture) -> Picture | None:
     return tones if len(tones) <= FEW_TONES else None
 
 
-def _structure(picture: Picture) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+def to_tones(window: Picture, tones: Picture) -> None:
+    """Make each value the nearest of the tones, in place."""
+    window[...] = tones[np.searchsorted((tones[1:] + tones[:-1]) / 2, window)]
+
+
+def structure(picture: Picture) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Rows and columns of the pixels at edges, if there are any."""
     grey = picture if picture.ndim == 2 else picture.mean(axis=2)
-    rise = cv2.morphologyEx(_blur(grey, 1.0), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    rise = cv2.morphologyEx(blurred(grey, 1.0), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     rows, columns = np.nonzero(rise > max(0.05, float(rise.mean() + rise.std())))
     return (rows, columns) if len(rows) else None
 
@@ -233,7 +241,7 @@ def _shape(rng: Rng, side: int, radius: float) -> NDArray[np.float32]:
         cv2.line(mask, ends[0], ends[1], 1.0, thickness)
     sigma = float(rng.uniform(0, 1.2))
     if sigma > 0.3:
-        mask = _blur(mask, sigma)
+        mask = blurred(mask, sigma)
     return (mask > 0.5).astype(np.float32) if rng.random() < 0.3 else mask
 
 
@@ -247,5 +255,6 @@ def _axes(side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return axis[:, None], axis[None, :]
 
 
-def _blur(picture: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+def blurred(picture: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """By a Gaussian."""
     return np.asarray(cv2.GaussianBlur(picture, (0, 0), sigma), np.float32)

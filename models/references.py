@@ -23,6 +23,7 @@ from models.precedents import Precedents
 from models.tiles import pad_frame
 from models.variants import FRAME_MARGIN_PX, GRID_PX, RECEPTIVE_FIELD_PX
 from models.whole import PREFIX
+from models.wide import WideView
 
 CROP_PX = 96
 """Side of a reference crop without margin; smaller frames give smaller crops."""
@@ -80,6 +81,7 @@ def save_detector(
     provenance: Mapping[str, Any],
     frames: Sequence[NDArray[np.uint8]],
     precedents: Precedents | None = None,
+    wide: WideView | None = None,
 ) -> Path:
     """Write the first bundle of a trained detector, without thresholds; see `write_bundle`.
 
@@ -96,6 +98,7 @@ def save_detector(
         calibration=Calibration(q_a, q_b, {}),
         references=make_references(model, frames),
         precedents=precedents,
+        wide=wide,
         global_branch=model.whole is not None,
     )
 

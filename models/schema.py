@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.errors import BundleError
 from models.variants import ALLOWED_SCALES, FRAME_MARGIN_PX, STRIDE, map_hw
 
-SCHEMA = 4
+SCHEMA = 5
 KIND = "student_teacher"
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -23,8 +23,9 @@ CALIBRATION = "calibration.json"
 REFERENCE = "reference.npz"
 TOLERANCE = "tolerance.npz"
 PRECEDENTS = "precedents.npz"
+WIDE = "wide.npz"
 """Empty where nothing is looked up."""
-FILES = (WEIGHTS, CALIBRATION, REFERENCE, TOLERANCE, PRECEDENTS)
+FILES = (WEIGHTS, CALIBRATION, REFERENCE, TOLERANCE, PRECEDENTS, WIDE)
 RESTORE = "copy the bundle again from where it was made, or make it again"
 
 

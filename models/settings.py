@@ -54,6 +54,11 @@ class TrainingSettings:
     """How often each student is validated on the way; its best state is kept. 0: the last is."""
     precedents: bool = False
     """Look suspicions up among the training images: for boards and prints, that repeat exactly."""
+    wide_view: bool = False
+    """Weigh the map by a network that sees 200 px, taught by drawn defects: for what only its
+    surroundings tell from good structure, and for faint wide defects."""
+    wide_steps: int = 1500
+    wide_crop_px: int = 192
     global_branch: bool = False
     """Look at the whole frame at 256x256 too: for what is missing, misplaced or too much."""
     global_steps: int = 2000
@@ -100,6 +105,8 @@ def check_settings(settings: TrainingSettings) -> None:
         "penalty": 0 <= settings.penalty < math.inf,
         "seed": settings.seed >= 0,
         "global_steps": settings.global_steps >= 1,
+        "wide_steps": settings.wide_steps >= 1,
+        "wide_crop_px": settings.wide_crop_px >= RECEPTIVE_FIELD_PX,
         "map_channels": settings.map_channels >= 0,
         "stride": settings.stride >= 0,
         "mask": settings.mask in MASKS,

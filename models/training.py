@@ -52,6 +52,8 @@ from models.validation import (
     on_drawn_defects,
     on_images,
 )
+from models.wide import WideView
+from models.wide_net import train_wide
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
@@ -71,6 +73,7 @@ class TrainedDetector:
     fits: dict[int, Fit] = field(default_factory=dict)
     """By scale: losses and validations, for curves."""
     precedents: Precedents | None = None
+    wide: WideView | None = None
     states: list[Path] = field(default_factory=list)
     """Files to go on from, of no more use once the detector is saved."""
 
@@ -195,6 +198,17 @@ def train(
         model, learn, held_out, settings, local=(q_a, q_b), window=window, report=report
     )
     model.cpu()
+    wide, wide_losses = None, list[float]()
+    if settings.wide_view:
+        wide, wide_losses = train_wide(
+            learn,
+            channels,
+            settings,
+            inspected=inspected,
+            cache_dir=cache_dir,
+            device=device,
+            progress=report,
+        )
     losses = [loss for fit in fits.values() for loss in fit.losses]
     provenance = {
         "trained_by": "models.training",
@@ -215,6 +229,7 @@ def train(
         "last_loss": round(float(np.mean(losses[-100:])), 6),
         "validated_on": _validated_on(validation, validates[0]),
         "global_loss": global_losses[-1] if global_losses else None,
+        "wide_loss": round(float(np.mean(wide_losses[-100:])), 6) if wide_losses else None,
         "map_channels": rotations,
         "curves": {str(scale): _curve(fit) for scale, fit in fits.items()},
     }
@@ -226,7 +241,15 @@ def train(
         precedents = Precedents(frames, learn_coarse(frames, settings.seed))
         provenance["precedents"] = len(frames)
     return TrainedDetector(
-        model, q_a, q_b, provenance, held_out, fits, precedents=precedents, states=states
+        model,
+        q_a,
+        q_b,
+        provenance,
+        held_out,
+        fits,
+        precedents=precedents,
+        wide=wide,
+        states=states,
     )
 
 

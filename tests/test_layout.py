@@ -58,7 +58,7 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
     ("pipeline.supervisor", ("models", *STAGES, *COMMANDS), (), ()),
     *[
         (f"models.{name}", ("torch", "openvino"), (), ())
-        for name in ("variants", "fused", "whole", "bundle", "schema", "errors", "runtimes.base")
+        for name in ("variants", "fused", "whole", "wide", "bundle", "schema", "errors", "runtimes.base")
     ],
     (
         "models.runtimes",
@@ -77,6 +77,7 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
             "models.runtimes.openvino_",
             "models.runtimes.openvino_graph",
             "models.runtimes.whole_openvino",
+            "models.runtimes.wide_openvino",
         ),
     ),
     ("models.pdn", ("models.efficientad", "models.training", "models.bundle"), (), ()),

@@ -185,6 +185,7 @@ def run_seed(
         q_b=trained.q_b,
         provenance=trained.provenance | {"minutes": round(minutes, 2)},
         precedents=trained.precedents,
+        wide=trained.wide,
         frames=[read_image(path, 1) for path in trained.held_out[:2]],
     )
     calibrated = calibrate(

@@ -196,6 +196,11 @@ def _open(
             check_parity(engine, bundle)
             crops = engine.local(bundle.references())
             check_parity(local, bundle, options.shapes, crops, batches)
+        wide = bundle.wide()
+        if wide is not None:
+            from models.runtimes.with_wide import WithWide
+
+            engine = WithWide(engine, wide, options.threads)
         precedents = bundle.precedents()
     except BaseException:
         engine.close()

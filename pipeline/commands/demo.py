@@ -157,6 +157,7 @@ def make_bundle(demo: Demo, runtime: str, *, quiet: bool) -> Path:
         q_b=detector.q_b,
         provenance=detector.provenance,
         precedents=detector.precedents,
+        wide=detector.wide,
         frames=[read_image(path, 1) for path in detector.held_out[:2]],
     )
     fresh = _render_good(demo, "calibrate", CALIBRATE_SEEDS, demo.calibrate_frames, quiet=quiet)

@@ -159,6 +159,7 @@ def command(
             q_b=detector.q_b,
             provenance=detector.provenance | {"left_out": images.left_out},
             precedents=detector.precedents,
+            wide=detector.wide,
             frames=frames[:REFERENCE_FRAMES],
         )
         tiles = bundle.with_name(f"{bundle.name}-tiles.png")

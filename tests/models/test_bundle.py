@@ -26,6 +26,7 @@ from models.bundle import (
 )
 from models.errors import BundleError, DataError, RuntimeUnavailable
 from models.references import make_references, weights_of
+from models.schema import SCHEMA
 from models.untrained import textured_frame, untrained_bundle, untrained_model
 from models.variants import map_hw
 
@@ -190,15 +191,15 @@ def test_what_is_not_a_bundle(tmp_path: Path) -> None:
 
 
 def test_a_newer_schema_says_so(copy: Path) -> None:
-    newer = reseal(copy, lambda manifest: manifest.update(schema=5, surprise=[]))
-    with pytest.raises(BundleError, match=r"schema 5 found, .* newer linewatch"):
+    newer = reseal(copy, lambda manifest: manifest.update(schema=SCHEMA + 1, surprise=[]))
+    with pytest.raises(BundleError, match=rf"schema {SCHEMA + 1} found, .* newer linewatch"):
         Bundle.load(newer)
 
 
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"schema": 0}, "schema 0 found, expected 4"),
+        ({"schema": 0}, f"schema 0 found, expected {SCHEMA}"),
         ({"schema": "1"}, "schema: '1' found, expected int"),
         ({"schema": True}, "schema: True found"),
         ({"kind": "patchcore"}, "kind: 'patchcore' found, expected 'student_teacher'"),

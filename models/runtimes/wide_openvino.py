@@ -1,0 +1,62 @@
+"""The wide view by OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as op
+
+from models.wide import Floats, Image, Infer, WideView, convolutions, forward
+
+
+def open_wide(view: WideView, threads: int) -> Infer:
+    """See `models.wide.Infer`; compiled once for each size of block. In float32."""
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    core = ov.Core()
+    requests: dict[tuple[int, ...], Any] = {}
+
+    def infer(block: Image) -> Floats:
+        if block.shape not in requests:
+            model = _model(view, block.shape)
+            compiled = core.compile_model(model, "CPU", settings)
+            requests[block.shape] = compiled.create_infer_request()
+        request = requests[block.shape]
+        request.infer([block[None]])
+        return np.array(request.get_output_tensor(0).data[0, 0], np.float32)
+
+    return infer
+
+
+def _model(view: WideView, shape_hwc: tuple[int, ...]) -> ov.Model:
+    steps = convolutions(view.in_channels)
+
+    def convolve(name: str, x: Any) -> Any:
+        step = steps[name]
+        pads = [step.kernel // 2] * 2
+        weight = op.constant(view.weights[f"{name}.weight"])
+        x = op.convolution(x, weight, [step.stride] * 2, pads, pads, [1, 1])
+        x = op.add(x, op.constant(view.weights[f"{name}.bias"].reshape(1, -1, 1, 1)))
+        return op.relu(x) if step.relu else x
+
+    def twice(x: Any) -> Any:
+        sides = np.array([2 * side for side in list(x.get_output_shape(0))[2:]])
+        return op.interpolate(
+            x,
+            sides,
+            "linear_onnx",
+            "sizes",
+            coordinate_transformation_mode="half_pixel",
+            axes=np.array([2, 3]),
+        )
+
+    pixels = op.parameter([1, *shape_hwc], np.uint8)
+    planes = op.transpose(op.convert(pixels, "f32"), np.array([0, 3, 1, 2]))
+    x = op.subtract(op.divide(planes, np.float32(127.5)), np.float32(1))
+    return ov.Model([forward(x, convolve, op.add, twice)], [pixels], "wide view")

@@ -1,0 +1,53 @@
+"""An engine whose maps are weighed by the wide view beside it (`models.wide`).
+
+On a CPU it runs by OpenVINO where that is installed, else by torch; beside an engine on a GPU by
+torch on the same GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.runtimes.base import Runtime
+from models.wide import Infer, WideView, logits, weigh
+
+
+def open_wide_view(view: WideView, engine_id: str, threads: int) -> Infer:
+    """Beside the engine of this id."""
+    device = "cpu" if engine_id.endswith("/cpu") else "cuda"
+    if device == "cpu" and importlib.util.find_spec("openvino"):
+        from models.runtimes.wide_openvino import open_wide
+
+        return open_wide(view, threads)
+    from models.wide_net import open_wide_torch
+
+    return open_wide_torch(view, device)
+
+
+class WithWide:
+    """Any runtime. It answers with the engine's own id: a bundle either brings a wide view or not,
+    and its thresholds were chosen accordingly.
+    """
+
+    def __init__(self, engine: Runtime, view: WideView, threads: int) -> None:
+        self._engine = engine
+        self._infer = open_wide_view(view, engine.engine_id, threads)
+
+    @property
+    def engine_id(self) -> str:
+        return self._engine.engine_id
+
+    def infer(
+        self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
+    ) -> list[float]:
+        self._engine.infer(padded, out)
+        for frame, raw_map in zip(padded, out, strict=True):
+            weigh(raw_map, logits(self._infer, frame))
+        return [float(raw_map.max()) for raw_map in out]
+
+    def close(self) -> None:
+        self._engine.close()

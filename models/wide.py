@@ -1,0 +1,155 @@
+"""The wide view: a network that sees some 200 px around each cell, and says how it looks. No torch.
+
+A student-teacher sees 33 px: there a short looks like a track, a blob like a pad, and a faint wide
+shade like grain. The wide view is a network in the shape of a U (Ronneberger et al., "U-Net",
+2015), cheap because most of it works at an eighth to a thirty-second of the resolution. It learns
+from good images alone, with defects drawn into them (`models.wide_defects`), to tell them from
+good surface (as the segmentation half of Zavrtanik et al., "DRAEM", 2021). Its logit z weighs the
+map, as `models.precedents` does: the map times exp(`POWER` z), z held to +-`MOST`.
+
+1. The padded frame, (H + 64, W + 64, C), in blocks of at most `BLOCK_PX` a side that overlap by
+   `OVERLAP_PX`, its sides made up to multiples of `GRID_PX` by repeating the last pixel.
+2. `forward`, which each runtime fills with its own operations.
+3. Cell (i, j) of the map is cell (i + 8, j + 8) of the padded frame's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.variants import FRAME_MARGIN_PX, STRIDE
+
+WIDTHS = (24, 48, 96, 128, 128)
+"""Channels at 1/2, 1/4 (the map's), 1/8, 1/16 and 1/32 of the frame."""
+GRID_PX = 2 ** len(WIDTHS)
+BLOCK_PX = 2048
+OVERLAP_PX = 256
+"""More than the view."""
+POWER = 0.5
+MOST = 8.0
+Floats = NDArray[np.float32]
+Image = NDArray[np.uint8]
+Infer = Callable[[Image], Floats]
+"""uint8 (h, w, C), sides multiples of `GRID_PX` -> logits (h / 4, w / 4)."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Convolution:
+    """Zero padding of kernel // 2."""
+
+    inputs: int
+    outputs: int
+    kernel: int = 3
+    stride: int = 1
+    relu: bool = True
+
+
+def convolutions(in_channels: int) -> dict[str, Convolution]:
+    """All of the network's, by name."""
+    map_width = WIDTHS[1]
+    found = {"stem": Convolution(in_channels, WIDTHS[0], kernel=5, stride=2)}
+    for level in range(1, len(WIDTHS)):
+        width = WIDTHS[level]
+        found[f"down{level}"] = Convolution(WIDTHS[level - 1], width, stride=2)
+        found[f"first{level}"] = Convolution(width, width)
+        found[f"second{level}"] = Convolution(width, width)
+        found[f"side{level}"] = Convolution(width, map_width, kernel=1, relu=False)
+        found[f"up{level}"] = Convolution(map_width, map_width)
+    del found[f"up{len(WIDTHS) - 1}"]
+    found["logit"] = Convolution(map_width, 1, kernel=1, relu=False)
+    return found
+
+
+def forward(
+    x: T,
+    convolve: Callable[[str, T], T],
+    add: Callable[[T, T], T],
+    twice: Callable[[T], T],
+) -> T:
+    """Pixels in -1..1 -> logits. twice: linear, to twice the size, pixel centres aligned."""
+    levels: list[T] = []
+    x = convolve("stem", x)
+    for level in range(1, len(WIDTHS)):
+        x = convolve(f"down{level}", x)
+        x = add(x, convolve(f"second{level}", convolve(f"first{level}", x)))
+        levels.append(x)
+    last = len(levels)
+    y = convolve(f"side{last}", levels[-1])
+    for level in range(last - 1, 0, -1):
+        y = convolve(f"up{level}", add(twice(y), convolve(f"side{level}", levels[level - 1])))
+    return convolve("logit", y)
+
+
+@dataclass(frozen=True, slots=True)
+class WideView:
+    """The network's weights: `NAME.weight` [out, in, k, k] and `NAME.bias` [out]."""
+
+    in_channels: int
+    weights: Mapping[str, Floats]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """For a file."""
+        return {name: self.weights[name] for name in sorted(self.weights)}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], in_channels: int) -> WideView:
+        """Read what `arrays` gave. Raises `ValueError` for anything else."""
+        expected: dict[str, tuple[int, ...]] = {}
+        for name, one in convolutions(in_channels).items():
+            expected[f"{name}.weight"] = (one.outputs, one.inputs, one.kernel, one.kernel)
+            expected[f"{name}.bias"] = (one.outputs,)
+        if set(arrays) != set(expected):
+            wrong = sorted(set(arrays) ^ set(expected))
+            raise ValueError(f"{', '.join(wrong[:3])}: missing or too many")
+        for name, shape in expected.items():
+            found = arrays[name]
+            if found.shape != shape or found.dtype != np.float32 or not np.isfinite(found).all():
+                raise ValueError(
+                    f"{name}: {found.dtype} {found.shape} found, expected finite float32 {shape}"
+                )
+        return cls(in_channels, dict(arrays))
+
+
+def logits(infer: Infer, padded: Image) -> Floats:
+    """z of a frame's cells, float32 (ceil(H / 4), ceil(W / 4)); padded: (H + 64, W + 64, C)."""
+    rows, columns = (-(-(side - 2 * FRAME_MARGIN_PX) // STRIDE) for side in padded.shape[:2])
+    found = np.empty((rows, columns), np.float32)
+    for top, bottom, down in _blocks(padded.shape[0], rows):
+        for left, right, across in _blocks(padded.shape[1], columns):
+            block = padded[top:bottom, left:right]
+            spare = [(0, -side % GRID_PX) for side in block.shape[:2]]
+            z = infer(np.ascontiguousarray(np.pad(block, (*spare, (0, 0)), mode="edge")))
+            found[down, across] = z[_within(down, top), _within(across, left)]
+    return found
+
+
+def _blocks(side: int, cells: int) -> Iterator[tuple[int, int, slice]]:
+    """Of one axis of the padded frame: begin and end in pixels, and the cells of the map that this
+    block is the one to say."""
+    begin = first = 0
+    while True:
+        end = min(begin + BLOCK_PX, side)
+        last = cells
+        if end < side:
+            last = (end - OVERLAP_PX // 2 - FRAME_MARGIN_PX) // STRIDE
+        yield begin, end, slice(first, last)
+        if end == side:
+            return
+        begin, first = begin + BLOCK_PX - OVERLAP_PX, last
+
+
+def _within(cells: slice, begin_px: int) -> slice:
+    """Cells of the map, as cells of a block that begins at this pixel of the padded frame."""
+    offset = (FRAME_MARGIN_PX - begin_px) // STRIDE
+    return slice(cells.start + offset, cells.stop + offset)
+
+
+def weigh(raw_map: Floats, z: Floats) -> None:
+    """Change a frame's map in place by what the wide view says of its cells."""
+    np.multiply(raw_map, np.exp(np.float32(POWER) * np.clip(z, -MOST, MOST)), out=raw_map)

@@ -1,0 +1,126 @@
+"""Bridges: defects that only a wide view can tell from good structure, beside those of
+`models.defects`. From an edge to the next one, in the tone that lies behind the first: a short
+between two tracks, a cut through one.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from models.defects import (
+    SEEN_SIGMA,
+    Picture,
+    Rng,
+    Spot,
+    few_tones,
+    seen_change,
+    spoil,
+    structure,
+    to_tones,
+)
+
+BRIDGES = 0.2
+"""Their share of the drawn defects."""
+BRIDGE_PX = 48
+"""At most so far from an edge to the next."""
+LEAST_EDGE = 0.1
+"""Of the grey range."""
+TRIES = 8
+LEAST_SEEN_PX = 9
+Places = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def spoil_wide(
+    rng: Rng, picture: Picture, count: int, *, specks: int = 0
+) -> tuple[Picture, NDArray[np.int16]]:
+    """As `models.defects.spoil`, with bridges among the defects."""
+    bridges = int(np.count_nonzero(rng.random(count) < BRIDGES))
+    tones, places = few_tones(picture), structure(picture)
+    marred, where = spoil(rng, picture, count - bridges, specks=specks)
+    for number in range(specks + count - bridges + 1, specks + count + 1):
+        drawn = _bridge(rng, marred, places)
+        if drawn is None:
+            continue
+        spot, before = drawn
+        window = marred[spot]
+        np.clip(window, 0, 1, out=window)
+        if tones is not None:
+            to_tones(window, tones)
+        seen, changed = seen_change(before, window, SEEN_SIGMA)
+        region = where[spot]
+        region[changed] = -1
+        if np.count_nonzero(seen) >= LEAST_SEEN_PX:
+            region[seen] = number
+    return marred, where
+
+
+def _bridge(rng: Rng, picture: Picture, places: Places | None) -> tuple[Spot, Picture] | None:
+    """Draw one in place; where, and what was there before. None: no two edges were met."""
+    if places is None:
+        return None
+    for _ in range(TRIES):
+        chosen = int(rng.integers(len(places[0])))
+        ends = _ends(rng, picture, np.array([places[0][chosen], places[1][chosen]]))
+        if ends is None:
+            continue
+        begin, end, tone = ends
+        thickness = float(np.exp(rng.uniform(np.log(3), np.log(18))))
+        along = end - begin
+        across = np.array([-along[1], along[0]]) / max(1e-6, float(np.linalg.norm(along)))
+        t = np.linspace(0, 1, 7)
+        bow = rng.normal(scale=0.15) * float(np.linalg.norm(along)) * 4 * t * (1 - t)
+        middle = begin + along * t[:, None] + bow[:, None] * across
+        rough = rng.uniform(0, 0.6)
+        sides = [thickness / 2 * (1 + rough * rng.uniform(-1, 1, (7, 1))) for _ in range(2)]
+        outline = np.concatenate([middle + sides[0] * across, (middle - sides[1] * across)[::-1]])
+        spot = _spot(outline, picture.shape)
+        mask = np.zeros(picture[spot].shape[:2], np.float32)
+        corner = np.array([spot[0].start, spot[1].start])
+        cv2.fillPoly(mask, [np.rint((outline - corner)[:, ::-1]).astype(np.int32)], 1.0)
+        window = picture[spot]
+        before = window.copy()
+        alpha = mask if window.ndim == 2 else mask[..., None]
+        window += alpha * (tone - window)
+        return spot, before
+    return None
+
+
+def _ends(
+    rng: Rng, picture: Picture, at: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], Picture] | None:
+    """From an edge at (row, column) across what lies before it to the next: both ends, and the
+    tone behind the first."""
+    height, width = picture.shape[:2]
+    row, column = (int(value) for value in at)
+    if not (4 <= row < height - 4 and 4 <= column < width - 4):
+        return None
+    near = picture[row - 4 : row + 5, column - 4 : column + 5]
+    grey = near if near.ndim == 2 else near.mean(axis=2)
+    rise = np.array(
+        [grey[6:8, 4].mean() - grey[1:3, 4].mean(), grey[4, 6:8].mean() - grey[4, 1:3].mean()]
+    )
+    height_of_edge = float(np.linalg.norm(rise))
+    if height_of_edge < LEAST_EDGE:
+        return None
+    turn = rng.normal(scale=0.35)
+    forward = rise / height_of_edge * rng.choice([-1, 1])
+    cosine, sine = np.cos(turn), np.sin(turn)
+    forward = np.array([[cosine, -sine], [sine, cosine]]) @ forward
+    behind = np.rint(at - 4 * forward).astype(int)
+    tone = picture[min(max(behind[0], 0), height - 1), min(max(behind[1], 0), width - 1)].copy()
+    for distance in range(5, BRIDGE_PX):
+        ahead = np.rint(at + distance * forward).astype(int)
+        if not (0 <= ahead[0] < height and 0 <= ahead[1] < width):
+            return None
+        if abs(float((picture[ahead[0], ahead[1]] - tone).mean())) < 0.5 * height_of_edge:
+            return at - 2 * forward, at + (distance + 2) * forward, tone
+    return None
+
+
+def _spot(points: NDArray[np.float64], shape: tuple[int, ...]) -> Spot:
+    """The window of a picture that holds all points (row, column), as far as it goes."""
+    low = np.clip(np.floor(points.min(axis=0)).astype(int) - 1, 0, np.array(shape[:2]) - 1)
+    high = np.clip(np.ceil(points.max(axis=0)).astype(int) + 2, low + 1, np.array(shape[:2]))
+    return slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1]))

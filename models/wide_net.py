@@ -1,0 +1,256 @@
+"""The wide view in torch: the reference, and its training (`models.wide` tells what).
+
+1. Crops of good tiles, half of them with drawn defects (`models.wide_defects`); they come back to
+   where good surface looks worst (`models.crops`).
+2. A logistic loss on each cell: the mean of the good ones and of the hardest of them, and the mean
+   of each defect, however large.
+3. AdamW, one cycle of the learning rate. Batch normalisation (Ioffe and Szegedy, 2015), which is
+   folded into the convolutions at the end.
+
+On a CPU, one seed and one number of threads give one result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional
+
+from models.augment import Augmentation
+from models.compute import channels_last, compute_type, seeded
+from models.crops import GOOD, UNSURE, Batch, CropSource
+from models.errors import DataError
+from models.settings import TrainingSettings
+from models.tiles import TileSet, build_tiles, cells_hw
+from models.variants import MARGIN_PX, STRIDE
+from models.wide import GRID_PX, Floats, Image, Infer, WideView, convolutions, forward
+from models.wide_defects import spoil_wide
+
+BATCH = 8
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 1e-2
+WARM_UP = 0.05
+MAX_GRADIENT = 1.0
+GOOD_WEIGHT, HARD_WEIGHT, HARD_SHARE = 3.0, 0.3, 1 / 200
+FIRST_LOGIT = -3.0
+"""Before anything is learnt all looks good: most of it is."""
+HIGHEST_LOGIT = 20.0
+Progress = Callable[[str, int, int], None]
+
+
+class WideNet(nn.Module):
+    """uint8 [N, h, w, C], sides multiples of `GRID_PX` -> logits [N, h / 4, w / 4].
+
+    normed: with batch normalisation, to be trained; else as it serves.
+    """
+
+    def __init__(self, in_channels: int, *, normed: bool) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.steps = convolutions(in_channels)
+        for name, one in self.steps.items():
+            own = normed and one.relu
+            convolution = nn.Conv2d(
+                one.inputs, one.outputs, one.kernel, one.stride, one.kernel // 2, bias=not own
+            )
+            self.add_module(name, convolution)
+            if own:
+                self.add_module(f"{name}_norm", nn.BatchNorm2d(one.outputs))
+        if normed:
+            nn.init.constant_(self.get_submodule("logit").bias, FIRST_LOGIT)  # type: ignore[arg-type]
+        channels_last(self)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(
+            memory_format=torch.channels_last
+        )
+        return forward(x, self._convolve, torch.add, _twice)[:, 0].float()
+
+    def _convolve(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        x = self.get_submodule(name)(x)
+        if not self.steps[name].relu:
+            return x
+        norm = getattr(self, f"{name}_norm", None)
+        return functional.relu(x if norm is None else norm(x))
+
+    @torch.no_grad()
+    def view(self) -> WideView:
+        """As plain arrays, the normalisation folded into the convolutions."""
+        weights: dict[str, Floats] = {}
+        for name in self.steps:
+            convolution: Any = self.get_submodule(name)
+            weight = convolution.weight.double()
+            norm: Any = getattr(self, f"{name}_norm", None)
+            if norm is None:
+                bias = convolution.bias.double()
+            else:
+                factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+                weight = weight * factor[:, None, None, None]
+                bias = norm.bias.double() - norm.running_mean.double() * factor
+            for kind, values in (("weight", weight), ("bias", bias)):
+                plain = values.float().cpu().contiguous().numpy()
+                weights[f"{name}.{kind}"] = np.ascontiguousarray(plain)
+        return WideView(self.in_channels, weights)
+
+
+def _twice(x: torch.Tensor) -> torch.Tensor:
+    return functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def open_wide_torch(view: WideView, device: str) -> Infer:
+    """See `models.wide.Infer`; in float32."""
+    net = WideNet(view.in_channels, normed=False).eval()
+    net.load_state_dict({name: torch.from_numpy(value) for name, value in view.weights.items()})
+    net.to(device)
+
+    def infer(block: Image) -> Floats:
+        with torch.inference_mode():
+            found: Floats = net(torch.from_numpy(block)[None].to(device))[0].cpu().numpy()
+        return found
+
+    return infer
+
+
+def train_wide(
+    images: Sequence[Path],
+    channels: int,
+    settings: TrainingSettings,
+    *,
+    inspected: NDArray[np.bool_] | None,
+    cache_dir: Path | None,
+    device: str,
+    progress: Progress,
+) -> tuple[WideView, list[float]]:
+    """Train on tiles of full-size frames; the network and the losses. See `models.training.train`.
+
+    Raises `DataError` when the training diverges.
+    """
+    tiles = build_tiles(
+        images,
+        channels,
+        tile=settings.tile,
+        stride=settings.stride or None,
+        inspected=inspected,
+        min_inspected=settings.least_object,
+        mask=settings.mask,
+        mask_threshold=settings.mask_threshold,
+        cache_dir=cache_dir,
+        progress=partial(progress, "cut tiles"),
+    )
+    return fit_wide(
+        tiles,
+        channels,
+        steps=settings.wide_steps,
+        crop_px=settings.wide_crop_px,
+        augmentation=settings.augment,
+        seed=settings.seed,
+        device=device,
+        progress=partial(progress, "train the wide view"),
+    )
+
+
+def fit_wide(
+    tiles: TileSet,
+    channels: int,
+    *,
+    steps: int,
+    crop_px: int,
+    augmentation: Augmentation,
+    seed: int,
+    device: str = "cpu",
+    progress: Callable[[int, int], None],
+) -> tuple[WideView, list[float]]:
+    """Train on crops of good tiles, `crop_px` made up to whole `GRID_PX`.
+
+    Raises `DataError` when the training diverges.
+    """
+    crop_px = -(-crop_px // GRID_PX) * GRID_PX
+    with seeded(seed):
+        net = WideNet(channels, normed=True).to(device).train()
+    source = CropSource(
+        tiles,
+        np.random.default_rng([seed, 7]),
+        batch=BATCH,
+        crop_px=crop_px,
+        spoiled=0.5,
+        revisited=0.5,
+        augmentation=augmentation,
+        draw_defects=spoil_wide,
+    )
+    optimiser = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    half, kind = compute_type(torch.device(device)), torch.device(device).type
+    losses: list[float] = []
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * _cycle(step / steps)
+        batch = source.draw()
+        pixels, cells = _together(batch, crop_px)
+        with torch.autocast(kind, half, enabled=half != torch.float32):
+            z = net(pixels.to(device))
+        margin = MARGIN_PX // STRIDE
+        z = z[:, margin : margin + cells.shape[1], margin : margin + cells.shape[2]]
+        loss = _loss(z, cells.to(device))
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise DataError(
+                f"loss {losses[-1]} found at step {step + 1} of the wide view, expected a finite "
+                "one: train without wide_view, or look at the images"
+            )
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), MAX_GRADIENT)
+        optimiser.step()
+        good = z.detach().cpu().where(cells == GOOD, -HIGHEST_LOGIT).amax(dim=(1, 2))
+        highest = good.clamp(max=HIGHEST_LOGIT).exp()
+        order = [number for crops in batch.groups for number in crops.numbers]
+        by_number = dict(zip(order, highest.tolist(), strict=True))
+        source.report(batch, [by_number[number] for number in range(BATCH)])
+        progress(step + 1, steps)
+    return net.eval().cpu().view(), losses
+
+
+def _cycle(done: float) -> float:
+    """Up in the first twentieth, then down as a cosine."""
+    if done < WARM_UP:
+        return max(1e-3, done / WARM_UP)
+    return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
+
+
+def _together(batch: Batch, crop_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All crops in one size, the smaller ones made up with their last pixels, where nothing is
+    asked; one normalisation for all."""
+    rows, columns = cells_hw(crop_px, crop_px)
+    pixels, cells = [], []
+    for crops in batch.groups:
+        height, width = crops.pixels.shape[1:3]
+        spare = (0, crop_px - width, 0, crop_px - height)
+        planes = crops.pixels.permute(0, 3, 1, 2).float()
+        pixels.append(functional.pad(planes, spare, mode="replicate").permute(0, 2, 3, 1))
+        found = torch.full((len(crops.cells), rows, columns), UNSURE, dtype=torch.int64)
+        found[:, : crops.cells.shape[1], : crops.cells.shape[2]] = crops.cells
+        cells.append(found)
+    return torch.cat(pixels), torch.cat(cells)
+
+
+def _loss(z: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
+    """Logits and states [N, rows, columns] -> the loss."""
+    loss = 0 * z.sum()
+    good, bad = cells == GOOD, cells > GOOD
+    if bool(good.any()):
+        each = functional.softplus(z[good])
+        hardest = each.topk(max(1, round(each.numel() * HARD_SHARE)), sorted=False).values
+        loss = loss + GOOD_WEIGHT * each.mean() + HARD_WEIGHT * hardest.mean()
+    if bool(bad.any()):
+        _, defect = torch.unique(cells[bad], return_inverse=True)
+        each = functional.softplus(-z[bad])
+        sums = each.new_zeros(int(defect.max()) + 1).index_add(0, defect, each)
+        loss = loss + (sums / torch.bincount(defect)).mean()
+    return loss

@@ -1,0 +1,242 @@
+"""The wide view: one network in torch and OpenVINO, blocks that meet, and bridges to learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from models.augment import Augmentation
+from models.bundle import Bundle, recalibrated
+from models.defects import FEW_TONES
+from models.errors import DataError
+from models.images import read_image
+from models.references import save_detector
+from models.runtimes import open_runtime
+from models.runtimes.wide_openvino import open_wide
+from models.runtimes.with_wide import WithWide
+from models.settings import TrainingSettings
+from models.tiles import build_tiles, pad_frame
+from models.training import TrainedDetector, train
+from models.variants import FRAME_MARGIN_PX
+from models.wide import BLOCK_PX, MOST, POWER, WideView, logits, weigh
+from models.wide_defects import spoil_wide
+from models.wide_net import WideNet, fit_wide, open_wide_torch
+
+
+def stripes(seed: int, side: int = 160) -> NDArray[np.uint8]:
+    """Dark tracks on a bright board, from left to right."""
+    rng = np.random.default_rng(seed)
+    image = np.full((side, side), 220, np.uint8)
+    for row in range(int(rng.integers(8, 16)), side, 24):
+        image[row : row + 8] = 40
+    return image
+
+
+@pytest.fixture(scope="module")
+def boards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("boards")
+    for seed in range(6):
+        grain = np.random.default_rng(seed).integers(-6, 7, (160, 160))
+        cv2.imwrite(str(folder / f"{seed}.png"), (stripes(seed) + grain).astype(np.uint8))
+    return sorted(folder.iterdir())
+
+
+def random_view(channels: int, seed: int = 0) -> WideView:
+    torch.manual_seed(seed)
+    net = WideNet(channels, normed=True)
+    net.train()
+    with torch.no_grad():  # statistics that are not those of the beginning
+        for _ in range(2):
+            net(torch.randint(0, 255, (2, 64, 64, channels), dtype=torch.uint8))
+    return net.eval().view()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(32, 32), (64, 96), (160, 32)])
+def test_openvino_says_what_torch_says(channels: int, shape: tuple[int, int]) -> None:
+    view = random_view(channels)
+    block = np.random.default_rng(0).integers(0, 256, (*shape, channels)).astype(np.uint8)
+    by_torch = open_wide_torch(view, "cpu")(block)
+    assert by_torch.shape == (shape[0] // 4, shape[1] // 4)
+    np.testing.assert_allclose(open_wide(view, 1)(block), by_torch, rtol=1e-4, atol=1e-4)
+
+
+def test_the_normalisation_is_folded_into_the_convolutions() -> None:
+    torch.manual_seed(1)
+    net = WideNet(1, normed=True).train()
+    pixels = torch.randint(0, 255, (2, 64, 64, 1), dtype=torch.uint8)
+    with torch.no_grad():
+        net(pixels)
+        plain = net.eval()(pixels)[0].numpy()
+    np.testing.assert_allclose(
+        open_wide_torch(net.view(), "cpu")(pixels[0].numpy()), plain, rtol=1e-4, atol=1e-4
+    )
+
+
+sides = st.integers(1, 3 * BLOCK_PX)
+
+
+@settings(deadline=None, max_examples=40)
+@given(height=sides, width=st.integers(1, 80), turned=st.booleans())
+def test_blocks_meet_without_gap(height: int, width: int, turned: bool) -> None:
+    """With a network that looks at one pixel alone, blocks cannot be told from the whole."""
+    if turned:
+        height, width = width, height
+    padded = np.random.default_rng(0).integers(
+        0, 256, (height + 2 * FRAME_MARGIN_PX, width + 2 * FRAME_MARGIN_PX, 1), np.uint8
+    )
+    found = logits(lambda block: block[::4, ::4, 0].astype(np.float32), padded)
+    inside = slice(FRAME_MARGIN_PX, -FRAME_MARGIN_PX)
+    np.testing.assert_array_equal(found, padded[inside, inside, 0][::4, ::4])
+
+
+def test_blocks_are_as_good_as_the_whole() -> None:
+    """What lies further away than the overlap does not matter."""
+    view = random_view(1)
+    infer = open_wide(view, 2)
+    wide = np.random.default_rng(0).integers(0, 256, (96, BLOCK_PX + 600, 1)).astype(np.uint8)
+    spare = np.pad(wide, ((0, 0), (0, -wide.shape[1] % 32), (0, 0)), mode="edge")
+    inside = slice(FRAME_MARGIN_PX // 4, -FRAME_MARGIN_PX // 4)
+    whole = infer(spare)[inside, FRAME_MARGIN_PX // 4 :][:, : (BLOCK_PX + 536) // 4]
+    np.testing.assert_allclose(logits(infer, wide), whole, rtol=1e-3, atol=1e-3)
+
+
+def test_a_map_is_weighed_within_limits() -> None:
+    raw_map = np.ones((1, 4), np.float32)
+    weigh(raw_map, np.array([[0, 1, 1000, -1000]], np.float32))
+    expected = np.exp(POWER * np.array([[0, 1, MOST, -MOST]]))
+    np.testing.assert_allclose(raw_map, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("broken", ["shape", "missing", "surplus", "nan", "dtype"])
+def test_weights_that_are_none_are_refused(broken: str) -> None:
+    arrays = random_view(1).arrays()
+    if broken == "shape":
+        arrays["stem.bias"] = arrays["stem.bias"][:3]
+    elif broken == "missing":
+        del arrays["logit.bias"]
+    elif broken == "surplus":
+        arrays["more.bias"] = arrays["stem.bias"]
+    elif broken == "nan":
+        arrays["stem.bias"] = np.full_like(arrays["stem.bias"], np.nan)
+    else:
+        arrays["stem.bias"] = arrays["stem.bias"].astype(np.float64)
+    with pytest.raises(ValueError, match=r"found|missing"):
+        WideView.of_arrays(arrays, 1)
+
+
+def fitted(paths: list[Path], steps: int, seed: int = 0) -> tuple[WideView, list[float]]:
+    return fit_wide(
+        build_tiles(paths, 1, tile=128),
+        1,
+        steps=steps,
+        crop_px=96,
+        augmentation=Augmentation(mirror=True),
+        seed=seed,
+        progress=lambda done, of: None,
+    )
+
+
+def test_it_learns_and_does_so_twice(boards: list[Path]) -> None:
+    view, losses = fitted(boards, 24)
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+    again, same = fitted(boards, 24)
+    assert losses == same
+    for name, weight in view.weights.items():
+        np.testing.assert_array_equal(weight, again.weights[name])
+    assert fitted(boards, 2, seed=1)[1] != losses[:2]
+
+
+@pytest.mark.parametrize("side", [40, 70])
+def test_images_smaller_than_a_crop(tmp_path: Path, side: int) -> None:
+    for seed in range(3):
+        cv2.imwrite(str(tmp_path / f"{seed}.png"), stripes(seed, side + seed))
+    _, losses = fitted(sorted(tmp_path.iterdir()), 2)
+    assert np.isfinite(losses).all()
+
+
+@pytest.fixture(scope="module")
+def trained(boards: list[Path]) -> TrainedDetector:
+    wanted = TrainingSettings(
+        steps=2, batch=1, crop_px=64, tile=128, wide_view=True, wide_steps=3, wide_crop_px=64
+    )
+    return train(boards, settings=wanted)
+
+
+def test_a_bundle_brings_it_to_the_engine(
+    trained: TrainedDetector, boards: list[Path], tmp_path: Path
+) -> None:
+    assert trained.wide is not None
+    assert trained.provenance["wide_loss"] > 0
+    engines = []
+    for wide in (None, trained.wide):
+        path = save_detector(
+            tmp_path,
+            trained.model,
+            q_a=trained.q_a,
+            q_b=trained.q_b,
+            provenance=trained.provenance,
+            frames=[read_image(boards[0])],
+            wide=wide,
+        )
+        first = Bundle.load(path)
+        bundle = Bundle.load(recalibrated(first, tmp_path / "again", first.calibration))
+        engines.append(open_runtime(bundle, "openvino", "f32", calibrating=True))
+    plain, weighed = engines
+    assert isinstance(weighed, WithWide)
+    assert plain.engine_id == weighed.engine_id
+    frame = pad_frame(read_image(boards[1], 1)[:150, :131], FRAME_MARGIN_PX)
+    maps = [np.empty((38, 33), np.float32) for _ in engines]
+    peaks = [engine.infer([frame], [out])[0] for engine, out in zip(engines, maps, strict=True)]
+    assert peaks == [float(each.max()) for each in maps]
+    expected = maps[0].copy()
+    weigh(expected, logits(open_wide_torch(trained.wide, "cpu"), frame))
+    np.testing.assert_allclose(maps[1], expected, rtol=1e-3, atol=1e-6)
+    assert not np.allclose(maps[1], maps[0])
+    for engine in engines:
+        engine.close()
+
+
+@pytest.mark.parametrize("name", ["wide_steps", "wide_crop_px"])
+def test_settings_that_cannot_be_trained_with(boards: list[Path], name: str) -> None:
+    with pytest.raises(DataError, match=name):
+        train(boards, settings=TrainingSettings(**{name: 0}))
+
+
+def test_bridges_join_what_was_apart() -> None:
+    image = stripes(0).astype(np.float32) / 255
+    marks = joined = 0
+    for seed in range(40):
+        before = image.copy()
+        after, where = spoil_wide(np.random.default_rng(seed), image, 4)
+        assert (image == before).all()
+        assert set(np.unique(after)) <= set(np.unique(image))
+        assert where.max() <= 4
+        marks += int((where > 0).any())
+        # A column of one tone over two tracks and what lies between them.
+        dark = (after < 0.5).astype(np.uint8)
+        joined += (
+            cv2.connectedComponents(dark)[0]
+            < cv2.connectedComponents((image < 0.5).astype(np.uint8))[0]
+        )
+    assert marks > 35
+    assert joined > 5
+
+
+@pytest.mark.parametrize("tones", [1, FEW_TONES + 1, 200])
+@pytest.mark.parametrize("shape", [(40, 40), (64, 96, 3)])
+def test_pictures_of_all_kinds_are_drawn_into(tones: int, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    picture = (rng.integers(0, tones, shape) / max(1, tones)).astype(np.float32)
+    after, where = spoil_wide(rng, picture, 5, specks=2)
+    assert after.shape == shape
+    assert where.shape == shape[:2]
+    assert after.min() >= 0
+    assert after.max() <= 1
