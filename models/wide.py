@@ -7,10 +7,10 @@ from good images alone, with defects drawn into them (`models.wide_defects`), to
 good surface (as the segmentation half of Zavrtanik et al., "DRAEM", 2021). Its logit z weighs the
 map, as `models.precedents` does: the map times exp(`POWER` z), z held to +-`MOST`.
 
-1. The padded frame, (H + 64, W + 64, C), in blocks of at most `BLOCK_PX` a side that overlap by
-   `OVERLAP_PX`, its sides made up to multiples of `GRID_PX` by repeating the last pixel.
+1. The frame with 16 px around, (H + 32, W + 32, C), in blocks of at most `BLOCK_PX` a side that
+   overlap by `OVERLAP_PX`, its sides made up to multiples of `GRID_PX` by repeating the last pixel.
 2. `forward`, which each runtime fills with its own operations.
-3. Cell (i, j) of the map is cell (i + 8, j + 8) of the padded frame's.
+3. Cell (i, j) of the map is cell (i + 4, j + 4) of that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.variants import FRAME_MARGIN_PX, STRIDE
+from models.variants import FRAME_MARGIN_PX, MARGIN_PX, STRIDE
 
 WIDTHS = (24, 48, 96, 128, 128)
 """Channels at 1/2, 1/4 (the map's), 1/8, 1/16 and 1/32 of the frame."""
@@ -119,25 +119,25 @@ class WideView:
 def logits(infer: Infer, padded: Image) -> Floats:
     """z of a frame's cells, float32 (ceil(H / 4), ceil(W / 4)); padded: (H + 64, W + 64, C)."""
     rows, columns = (-(-(side - 2 * FRAME_MARGIN_PX) // STRIDE) for side in padded.shape[:2])
+    spare = FRAME_MARGIN_PX - MARGIN_PX  # crops have 16 px around their cells when it learns
+    padded = padded[spare:-spare, spare:-spare]
     found = np.empty((rows, columns), np.float32)
     for top, bottom, down in _blocks(padded.shape[0], rows):
         for left, right, across in _blocks(padded.shape[1], columns):
             block = padded[top:bottom, left:right]
-            spare = [(0, -side % GRID_PX) for side in block.shape[:2]]
-            z = infer(np.ascontiguousarray(np.pad(block, (*spare, (0, 0)), mode="edge")))
+            beyond = [(0, -side % GRID_PX) for side in block.shape[:2]]
+            z = infer(np.ascontiguousarray(np.pad(block, (*beyond, (0, 0)), mode="edge")))
             found[down, across] = z[_within(down, top), _within(across, left)]
     return found
 
 
 def _blocks(side: int, cells: int) -> Iterator[tuple[int, int, slice]]:
-    """Of one axis of the padded frame: begin and end in pixels, and the cells of the map that this
-    block is the one to say."""
+    """Of one axis of a frame with 16 px around: blocks, each by begin and end in pixels, and
+    the cells of the map that it is the one to say."""
     begin = first = 0
     while True:
         end = min(begin + BLOCK_PX, side)
-        last = cells
-        if end < side:
-            last = (end - OVERLAP_PX // 2 - FRAME_MARGIN_PX) // STRIDE
+        last = cells if end == side else (end - OVERLAP_PX // 2 - MARGIN_PX) // STRIDE
         yield begin, end, slice(first, last)
         if end == side:
             return
@@ -145,8 +145,9 @@ def _blocks(side: int, cells: int) -> Iterator[tuple[int, int, slice]]:
 
 
 def _within(cells: slice, begin_px: int) -> slice:
-    """Cells of the map, as cells of a block that begins at this pixel of the padded frame."""
-    offset = (FRAME_MARGIN_PX - begin_px) // STRIDE
+    """Cells of the map, as cells of a block that begins at this pixel of the frame with 16 px
+    around."""
+    offset = (MARGIN_PX - begin_px) // STRIDE
     return slice(cells.start + offset, cells.stop + offset)
 
 

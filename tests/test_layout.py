@@ -58,7 +58,10 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
     ("pipeline.supervisor", ("models", *STAGES, *COMMANDS), (), ()),
     *[
         (f"models.{name}", ("torch", "openvino"), (), ())
-        for name in ("variants", "fused", "whole", "wide", "bundle", "schema", "errors", "runtimes.base")
+        for name in (
+            *("variants", "fused", "whole", "wide", "bundle", "schema", "errors"),
+            "runtimes.base",
+        )
     ],
     (
         "models.runtimes",
