@@ -42,7 +42,7 @@ demo: $(STAMP)
 # All four run, whatever the first ones say; the last line names those that failed.
 test: $(STAMP)
 	@failed=""; export OMP_NUM_THREADS=1; \
-	for check in "ruff check ." "ruff format --check ." "mypy" "pytest -n $(WORKERS) --dist loadfile --max-worker-restart 1 $(ARGS)"; do \
+	for check in "ruff check ." "ruff format --check ." "mypy" "pytest -n $(WORKERS) --dist loadfile --max-worker-restart 0 $(ARGS)"; do \
 		echo "== $$check"; \
 		$(BIN)/$$check || failed="$$failed [$$check]"; \
 	done; \

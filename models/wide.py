@@ -5,7 +5,9 @@ shade like grain. The wide view is a network in the shape of a U (Ronneberger et
 2015), cheap because most of it works at an eighth to a thirty-second of the resolution. It learns
 from good images alone, with defects drawn into them (`models.wide_defects`), to tell them from
 good surface (as the segmentation half of Zavrtanik et al., "DRAEM", 2021). Its logit z weighs the
-map, as `models.precedents` does: the map times exp(`POWER` z), z held to +-`MOST`.
+map, as `models.precedents` does: the map times exp(`POWER` z), z held between `LEAST` and `MOST`.
+`LEAST` is near to 0: drawn defects are not all there are, and what the student alone sees must
+still show.
 
 1. The frame with 16 px around, (H + 32, W + 32, C), in blocks of at most `BLOCK_PX` a side that
    overlap by `OVERLAP_PX`, its sides made up to multiples of `GRID_PX` by repeating the last pixel.
@@ -31,7 +33,7 @@ BLOCK_PX = 2048
 OVERLAP_PX = 256
 """More than the view."""
 POWER = 0.5
-MOST = 8.0
+LEAST, MOST = -2.0, 8.0
 Floats = NDArray[np.float32]
 Image = NDArray[np.uint8]
 Infer = Callable[[Image], Floats]
@@ -153,4 +155,4 @@ def _within(cells: slice, begin_px: int) -> slice:
 
 def weigh(raw_map: Floats, z: Floats) -> None:
     """Change a frame's map in place by what the wide view says of its cells."""
-    np.multiply(raw_map, np.exp(np.float32(POWER) * np.clip(z, -MOST, MOST)), out=raw_map)
+    np.multiply(raw_map, np.exp(np.float32(POWER) * np.clip(z, LEAST, MOST)), out=raw_map)

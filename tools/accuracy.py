@@ -72,6 +72,8 @@ PLANS = {
             accumulate=2,
             augment=Augmentation(mirror=True, quarter_turns=True),
             precedents=True,
+            wide_view=True,
+            wide_crop_px=256,
             validations=4,
         ),
         Recipe(box_fraction=0.5, box_margin_px=12),
@@ -126,7 +128,9 @@ def bench(
         plan = PLANS[name]
         looks, abouts = [], []
         for seed in seeds:
-            settings = replace(plan.settings, seed=seed, steps=steps or plan.settings.steps)
+            settings = replace(plan.settings, seed=seed)
+            if steps:
+                settings = replace(settings, steps=steps, wide_steps=steps)
             with progress_bar(f"{name}, seed {seed}", None, quiet=quiet) as update:
                 looked, about = run_seed(
                     images,

@@ -42,7 +42,7 @@ def _accuracy_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sets", default="deeppcb,magnetic_tile")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--variant", default="pdn_tiny")
-    parser.add_argument("--steps", type=int, default=0, help="other than the plan's")
+    parser.add_argument("--steps", type=int, default=0, help="of each network")
     parser.add_argument("--random-teacher", action="store_true", help="the baseline of no teacher")
     parser.add_argument("--device", default="cpu", help="of torch, for the training")
     parser.add_argument("--out", type=Path, default=Path("accuracy-out"))

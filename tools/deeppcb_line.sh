@@ -19,7 +19,7 @@ rm -rf "$out"
 mkdir -p "$out"
 
 # A board turned or mirrored is a board, and what it shows lies elsewhere on it again.
-boards="--set augment.mirror=true --set augment.quarter_turns=true --set precedents=true"
+boards="--set augment.mirror=true --set augment.quarter_turns=true --set precedents=true --set wide_view=true --set wide_crop_px=256"
 # shellcheck disable=SC2086
 trained=$($linewatch train "$data/train/good" --steps 4000 --set accumulate=2 $boards --out "$out/bundles" --json | $python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])')
 echo "trained: $trained"

@@ -8,7 +8,8 @@
 3. A global branch runs beside it (`models.whole`).
 4. It must reproduce the bundle's reference maps (`models.runtimes.parity`).
 5. Where that fails, or it cannot be opened, the next candidate is taken, and that is said.
-6. Where the bundle brings its training images, suspicions are looked up (`models.precedents`).
+6. Where the bundle brings a wide view, the map is weighed by it (`models.wide`).
+7. Where it brings its training images, suspicions are looked up (`models.precedents`).
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ from pipeline.summary import rows, summarise
 from pipeline.types import Label, Verdict
 from tools.baseline import baseline_scores, median_background, recall_at_false_rejects
 
-TRAIN_SEEDS, CALIBRATE_SEEDS = (101, 102, 103, 104), (111, 112, 113)
+TRAIN_SEEDS, CALIBRATE_SEEDS = (101, 102, 103, 104, 105, 106), (111, 112, 113)
 RECORD_SEEDS = (201, 202)
 """Good frames are those of several days: the lamp drifts differently on each."""
 GOOD_EVERY = 5
@@ -67,7 +67,7 @@ class Demo:
     out: Path
     width: int = 1024
     height: int = 768
-    train_frames: int = 200
+    train_frames: int = 300
     calibrate_frames: int = 150
     recorded_frames: int = 202
     """Of each camera."""
@@ -77,7 +77,7 @@ class Demo:
     box_fraction: float = 0.4
     spread_px: int = 6
     scales: tuple[int, ...] = (1, 2)
-    steps: int = 2000
+    steps: int = 3000
     still_px: int = 20
     """How far parts lie from one another; the line shifts and turns them."""
 

@@ -67,13 +67,14 @@ def test_curves_are_those_of_plain_ones(seed: int, hardness: float) -> None:
     maps, masks = [s for s, _ in pairs], [m for _, m in pairs]
     labels = np.concatenate([m.ravel() for m in masks])
     values = np.concatenate([s.ravel() for s in maps])
+    au_pro, auroc = plain_au_pro(maps, masks), roc_auc_score(labels, values)
     # Exact; in bins from the first image on; and from the third on.
     for exact, off in ((1 << 24, 1e-9), (0, 1e-4), (4500, 1e-4)):
         curves = PixelCurves(exact=exact)
         for scores, mask in pairs:
             curves.add(scores, mask)
-        assert curves.au_pro() == pytest.approx(plain_au_pro(maps, masks), abs=off)
-        assert curves.auroc() == pytest.approx(roc_auc_score(labels, values), abs=off)
+        assert curves.au_pro() == pytest.approx(au_pro, abs=off)
+        assert curves.auroc() == pytest.approx(auroc, abs=off)
 
 
 def test_bins_are_as_good_as_exact_for_many_pixels() -> None:

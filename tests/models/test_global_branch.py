@@ -115,13 +115,13 @@ def part(
     rng: np.random.Generator, *, missing: bool = False, moved: bool = False
 ) -> NDArray[np.uint8]:
     """A plate with four bores; each bore's surroundings look alike, so only the whole tells."""
-    frame = rng.normal(120, 4, (200, 260, 1))
+    frame = rng.normal(120, 2, (200, 260, 1))
     for k, (y, x) in enumerate(((60, 70), (60, 190), (140, 70), (140, 190))):
         if missing and k == 2:
             continue
         at = (x + 45, y) if moved and k == 1 else (x, y)
         disc = np.zeros((200, 260), np.uint8)
-        cv2.circle(disc, (at[0] + int(rng.integers(-2, 3)), at[1]), 14, 1, -1)
+        cv2.circle(disc, (at[0] + int(rng.integers(-1, 2)), at[1]), 14, 1, -1)
         frame[disc > 0] -= 70
     return np.clip(frame, 0, 255).astype(np.uint8)
 

@@ -25,7 +25,7 @@ from models.settings import TrainingSettings
 from models.tiles import build_tiles, pad_frame
 from models.training import TrainedDetector, train
 from models.variants import FRAME_MARGIN_PX
-from models.wide import BLOCK_PX, MOST, POWER, WideView, logits, weigh
+from models.wide import BLOCK_PX, LEAST, MOST, POWER, WideView, logits, weigh
 from models.wide_defects import spoil_wide
 from models.wide_net import WideNet, fit_wide, open_wide_torch
 
@@ -111,7 +111,7 @@ def test_blocks_are_as_good_as_the_whole() -> None:
 def test_a_map_is_weighed_within_limits() -> None:
     raw_map = np.ones((1, 4), np.float32)
     weigh(raw_map, np.array([[0, 1, 1000, -1000]], np.float32))
-    expected = np.exp(POWER * np.array([[0, 1, MOST, -MOST]]))
+    expected = np.exp(POWER * np.array([[0, 1, MOST, LEAST]]))
     np.testing.assert_allclose(raw_map, expected, rtol=1e-6)
 
 
@@ -144,14 +144,18 @@ def fitted(paths: list[Path], steps: int, seed: int = 0) -> tuple[WideView, list
     )
 
 
-def test_it_learns_and_does_so_twice(boards: list[Path]) -> None:
-    view, losses = fitted(boards, 24)
+def test_it_learns(boards: list[Path]) -> None:
+    _, losses = fitted(boards, 24)
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
-    again, same = fitted(boards, 24)
+
+
+def test_one_seed_gives_one_result(boards: list[Path]) -> None:
+    view, losses = fitted(boards, 3)
+    again, same = fitted(boards, 3)
     assert losses == same
     for name, weight in view.weights.items():
         np.testing.assert_array_equal(weight, again.weights[name])
-    assert fitted(boards, 2, seed=1)[1] != losses[:2]
+    assert fitted(boards, 3, seed=1)[1] != losses
 
 
 @pytest.mark.parametrize("side", [40, 70])
