@@ -119,7 +119,8 @@ def command(
 
     [bold]linewatch train monday.mkv --every 10 --scales 1,2[/]
 
-    [bold]linewatch train good/ --set augment.mirror=true --set precedents=true[/] for boards
+    [bold]linewatch train boards/ --set augment.mirror=true --set precedents=true
+    --set wide_view=true[/]
 
     [bold]torchrun --nproc-per-node 4 -m pipeline.cli train part.yaml --device cuda[/]
     """
