@@ -104,7 +104,7 @@ def command(
     runtime: Annotated[str, typer.Option(help="auto, openvino, torch.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Train, calibrate and run a rendered line; takes two to four minutes on two cores.
+    """Train, calibrate and run a rendered line; takes about ten minutes on two slow cores.
 
     Writes to demo-out/: summary.json, contact.png, line.mp4, results.jsonl, the bundle and the
     recordings, which `linewatch replay` takes as well. Ends with 1 when it falls short of its goals
