@@ -22,6 +22,8 @@ from pipeline.sources.stream import StreamCamera
 from pipeline.types import Reason
 
 PATIENCE_S = 30.0
+CODED_ANEW = 6
+"""Grey levels by which two codings of one frame may differ."""
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +165,12 @@ def test_a_process_ends_beside_a_frozen_server(server: Server) -> None:
 def test_what_lost_packets_spoil_is_broken_and_nothing_else_is_wrong(
     server: Server, frames: Path, transport: str, every: int, words: str
 ) -> None:
-    """Each frame that counts as good is, to the bit, the one of a server that loses nothing."""
+    """Each frame that counts as good is the one of a server that loses nothing.
+
+    Give or take what a viewer who comes a moment later changes: the server makes a key frame for
+    him, and codes the next ones a grey level or two otherwise. What a decoder makes up for lost
+    blocks is 20 levels off on the average, as frames have nothing in common.
+    """
     camera = connect(server.url())
     good = {}
     for _ in range(8 * GROUP):
@@ -185,7 +192,8 @@ def test_what_lost_packets_spoil_is_broken_and_nothing_else_is_wrong(
             picture = pixels(grab)
             number = read_stamp(picture)
             assert number is not None
-            assert number not in good or np.array_equal(picture, good[number])
+            if number in good:
+                assert np.abs(picture.astype(int) - good[number]).max() <= CODED_ANEW
 
 
 def test_a_password_opens_and_is_told_to_nobody(frames: Path) -> None:
