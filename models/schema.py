@@ -23,8 +23,9 @@ CALIBRATION = "calibration.json"
 REFERENCE = "reference.npz"
 TOLERANCE = "tolerance.npz"
 PRECEDENTS = "precedents.npz"
-WIDE = "wide.npz"
 """Empty where nothing is looked up."""
+WIDE = "wide.npz"
+"""Empty where there is no wide view."""
 FILES = (WEIGHTS, CALIBRATION, REFERENCE, TOLERANCE, PRECEDENTS, WIDE)
 RESTORE = "copy the bundle again from where it was made, or make it again"
 

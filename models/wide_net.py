@@ -62,10 +62,10 @@ class WideNet(nn.Module):
                 one.inputs, one.outputs, one.kernel, one.stride, one.kernel // 2, bias=not own
             )
             self.add_module(name, convolution)
+            if normed and name == "logit" and convolution.bias is not None:
+                nn.init.constant_(convolution.bias, FIRST_LOGIT)
             if own:
                 self.add_module(f"{name}_norm", nn.BatchNorm2d(one.outputs))
-        if normed:
-            nn.init.constant_(self.get_submodule("logit").bias, FIRST_LOGIT)  # type: ignore[arg-type]
         channels_last(self)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
