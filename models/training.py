@@ -53,7 +53,7 @@ from models.validation import (
     on_images,
 )
 from models.wide import WideView
-from models.wide_net import train_wide
+from models.wide_net import fit_wide
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
@@ -126,23 +126,22 @@ def train(
         model = Detector(
             teacher.net.variant, channels, settings.scales, global_branch=settings.global_branch
         )
+    cut = partial(
+        build_tiles,
+        learn,
+        channels,
+        tile=settings.tile,
+        stride=settings.stride or None,
+        inspected=inspected,
+        min_inspected=settings.least_object,
+        mask=settings.mask,
+        mask_threshold=settings.mask_threshold,
+        cache_dir=cache_dir,
+        progress=partial(report, "cut tiles"),
+    )
     tiles: list[TileSet] = []
     for scale in settings.scales:
-        tiles.append(
-            build_tiles(
-                learn,
-                channels,
-                scale=scale,
-                tile=settings.tile,
-                stride=settings.stride or None,
-                inspected=inspected,
-                min_inspected=settings.least_object,
-                mask=settings.mask,
-                mask_threshold=settings.mask_threshold,
-                cache_dir=cache_dir,
-                progress=partial(report, "cut tiles"),
-            )
-        )
+        tiles.append(cut(scale=scale))
         pair = model.pair(scale)
         pair.teacher.load_state_dict(teacher.net.state_dict())
         pair.input_mean.copy_(teacher.input_mean)
@@ -200,14 +199,15 @@ def train(
     model.cpu()
     wide, wide_losses = None, list[float]()
     if settings.wide_view:
-        wide, wide_losses = train_wide(
-            learn,
+        wide, wide_losses = fit_wide(
+            tiles[settings.scales.index(1)] if 1 in settings.scales else cut(scale=1),
             channels,
-            settings,
-            inspected=inspected,
-            cache_dir=cache_dir,
+            steps=settings.wide_steps,
+            crop_px=settings.wide_crop_px,
+            augmentation=settings.augment,
+            seed=settings.seed,
             device=device,
-            progress=report,
+            progress=partial(report, "train the wide view"),
         )
     losses = [loss for fit in fits.values() for loss in fit.losses]
     provenance = {

@@ -13,14 +13,11 @@ On a CPU, one seed and one number of threads give one result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -28,8 +25,7 @@ from models.augment import Augmentation
 from models.compute import channels_last, compute_type, seeded
 from models.crops import GOOD, UNSURE, Batch, CropSource
 from models.errors import DataError
-from models.settings import TrainingSettings
-from models.tiles import TileSet, build_tiles, cells_hw
+from models.tiles import TileSet, cells_hw
 from models.variants import MARGIN_PX, STRIDE
 from models.wide import GRID_PX, Floats, Image, Infer, WideView, convolutions, forward
 from models.wide_defects import spoil_wide
@@ -43,7 +39,6 @@ GOOD_WEIGHT, HARD_WEIGHT, HARD_SHARE = 3.0, 0.3, 1 / 200
 FIRST_LOGIT = -3.0
 """Before anything is learnt all looks good: most of it is."""
 HIGHEST_LOGIT = 20.0
-Progress = Callable[[str, int, int], None]
 
 
 class WideNet(nn.Module):
@@ -117,44 +112,6 @@ def open_wide_torch(view: WideView, device: str) -> Infer:
         return found
 
     return infer
-
-
-def train_wide(
-    images: Sequence[Path],
-    channels: int,
-    settings: TrainingSettings,
-    *,
-    inspected: NDArray[np.bool_] | None,
-    cache_dir: Path | None,
-    device: str,
-    progress: Progress,
-) -> tuple[WideView, list[float]]:
-    """Train on tiles of full-size frames; the network and the losses. See `models.training.train`.
-
-    Raises `DataError` when the training diverges.
-    """
-    tiles = build_tiles(
-        images,
-        channels,
-        tile=settings.tile,
-        stride=settings.stride or None,
-        inspected=inspected,
-        min_inspected=settings.least_object,
-        mask=settings.mask,
-        mask_threshold=settings.mask_threshold,
-        cache_dir=cache_dir,
-        progress=partial(progress, "cut tiles"),
-    )
-    return fit_wide(
-        tiles,
-        channels,
-        steps=settings.wide_steps,
-        crop_px=settings.wide_crop_px,
-        augmentation=settings.augment,
-        seed=settings.seed,
-        device=device,
-        progress=partial(progress, "train the wide view"),
-    )
 
 
 def fit_wide(
