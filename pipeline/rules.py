@@ -86,8 +86,8 @@ class DecisionRule:
         inspected = self.factors > 0
         if not inspected.any():
             raise ConfigError(
-                f"the zones of the recipe leave nothing to inspect of a {frame_hw[1]}x{frame_hw[0]}"
-                " frame: check the polygons"
+                f"the zones and edge_px {recipe.edge_px} of the recipe leave nothing to inspect of "
+                f"a {frame_hw[1]}x{frame_hw[0]} frame: check them"
             )
         self.min_areas = zone_min_areas(recipe, frame_hw)
         self._inspected = None if inspected.all() else inspected
@@ -200,7 +200,8 @@ def zone_factors(recipe: Recipe, frame_hw: tuple[int, int]) -> NDArray[np.float3
     """float32 (h, w) at map resolution: 0 where nothing is inspected, else the zone's factor.
 
     A cell belongs to a zone when its centre pixel does (a polygon's edge belongs to it). Without
-    include zones the whole frame is inspected; later zones win over earlier ones.
+    include zones the whole frame is inspected; later zones win over earlier ones. Within `edge_px`
+    of the frame's sides nothing is.
     """
     everything = not any(zone.mode == "include" for zone in recipe.zones)
     factors = np.full(map_hw(*frame_hw), 1.0 if everything else 0.0, np.float32)
@@ -213,6 +214,10 @@ def zone_factors(recipe: Recipe, frame_hw: tuple[int, int]) -> NDArray[np.float3
                 "one that a 32 bit number can hold, such as 0.5 or 2"
             )
         factors[_centres_inside(zone.polygon, frame_hw)] = factor
+    for axis, side in enumerate(frame_hw):
+        centres = np.arange(factors.shape[axis]) * MAP_STRIDE
+        edge = (centres < recipe.edge_px) | (centres >= side - recipe.edge_px)
+        factors[(slice(None),) * axis + (edge,)] = 0
     return factors
 
 

@@ -315,10 +315,10 @@ def _two_numbers(text: str) -> tuple[int, int]:
 
 def _inspected(config: TrainingConfig, paths: list[Path]) -> NDArray[np.bool_] | None:
     """The recipe's zones as a mask of frame pixels, bool (H, W) of the first image's size."""
-    if config.recipe is None:
+    if config.recipe is None or not (recipe := load_recipe(Path(config.recipe))).zones:
         return None
     height, width = read_image(paths[0]).shape[:2]
-    return inspected_pixels(load_recipe(Path(config.recipe)), (height, width))
+    return inspected_pixels(recipe, (height, width))
 
 
 def _window(config: TrainingConfig, paths: list[Path]) -> tuple[int, int, int, int] | None:

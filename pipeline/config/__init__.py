@@ -141,10 +141,22 @@ class Recipe(Strict):
     """Then its sides move inwards by so much, for the network's wide view."""
     box_margin_px: int = Field(default=0, ge=0, le=1000)
     """At last it is drawn larger by so much on every side, as people draw boxes."""
+    edge_px: int = Field(default=0, ge=0, le=10_000)
+    """Along the frame's sides, whatever its size, so much is not inspected: where a part ends with
+    the picture, and what is beyond cannot be seen."""
     zones: tuple[Zone, ...] = ()
     optics: OpticsConfig = OpticsConfig()
     fixture: FixtureConfig | None = None
     """Zones lie on the part, wherever it is found; None: they lie in the frame."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.edge_px and self.fixture is not None:
+            raise ValueError(
+                "no `edge_px` with a `fixture`: what is inspected moves with the part; draw a zone "
+                "of `mode: include` on it instead"
+            )
+        return self
 
 
 class CameraConfig(Strict):
@@ -179,6 +191,11 @@ class CameraConfig(Strict):
             raise ValueError(
                 "no `lens` and no `rotate` in `prepare` with `continuous: true`: a web's lines "
                 "stay lines, in their order"
+            )
+        if self.continuous and self.recipe.edge_px:
+            raise ValueError(
+                "no `edge_px` in the recipe with `continuous: true`: a web goes on above and below "
+                "each block; exclude its left and right side by zones"
             )
         if self.continuous and self.trigger.mode != "free":
             raise ValueError("no `trigger` with `continuous: true`: a web's lines never pause")

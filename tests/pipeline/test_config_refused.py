@@ -158,6 +158,18 @@ def test_a_file_that_is_no_configuration(
             "6: c.left.recipe.box_fraction",
             "below 1",
         ),
+        (
+            "slots: 4",
+            "recipe: {edge_px: 8}\n    continuous: true",
+            "3: c.left",
+            "no `edge_px` in the recipe with `continuous: true`",
+        ),
+        (
+            "slots: 4",
+            "recipe: {edge_px: 8, fixture: {kind: threshold, taught_x: 9, taught_y: 9}}",
+            "5: c.left.recipe",
+            "no `edge_px` with a `fixture`",
+        ),
         ("", "worker: {precision: fp32}\n", "6: worker.precision", "did you mean 'f32'?"),
         ("", "worker: {runtime: openvno}\n", "6: worker.runtime", "did you mean 'openvino'?"),
         ("", "worker: {runtime: 'a b:c'}\n", "6: worker.runtime", "package.module:factory"),

@@ -97,6 +97,24 @@ def test_zones_outside_the_frame_change_nothing() -> None:
     assert (zone_factors(recipe(zones=zones), HW) == 1).all()
 
 
+@pytest.mark.parametrize("hw", [(64, 80), (63, 77), (33, 34)])
+@pytest.mark.parametrize("edge_px", [0, 1, 4, 10, 16])
+def test_along_the_sides_nothing_is_inspected(hw: tuple[int, int], edge_px: int) -> None:
+    factors = zone_factors(recipe(edge_px=edge_px), hw)
+    for i, j in itertools.product(range(factors.shape[0]), range(factors.shape[1])):
+        within = (edge_px <= 4 * i < hw[0] - edge_px) and (edge_px <= 4 * j < hw[1] - edge_px)
+        assert (factors[i, j] > 0) == within
+
+
+def test_the_sides_are_left_out_of_zones_too() -> None:
+    made = rule(edge_px=8, zones=[zone(rectangle(0, 0, 39, 63), "include", 3)])
+    assert made.factors[3, 5] == 3
+    assert not made.factors[:, :2].any()
+    assert not made.factors[:, 10:].any()
+    assert made.decide(raw(r0c5=9)).label is Label.PASS
+    assert made.decide(raw(r3c5=9)).label is Label.FAIL
+
+
 # What would let every frame pass is refused
 
 
@@ -121,6 +139,12 @@ def passes_anything(made: DecisionRule) -> bool:
 def test_nothing_left_to_inspect(zones: list[dict[str, Any]]) -> None:
     with pytest.raises(ConfigError, match="leave nothing to inspect"):
         rule(zones=zones)
+
+
+def test_sides_that_leave_nothing() -> None:
+    with pytest.raises(ConfigError, match="edge_px 32 of the recipe leave nothing to inspect"):
+        rule(edge_px=32)
+    assert rule(edge_px=31).decide(raw(r8c10=9)).label is Label.FAIL
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ def test_inspected_cells_are_those_of_the_whole_frame(data: st.DataObject) -> No
     xs = sorted(data.draw(st.lists(st.integers(0, width), min_size=2, max_size=2, unique=True)))
     ys = sorted(data.draw(st.lists(st.integers(0, height), min_size=2, max_size=2, unique=True)))
     recipe = box_zone(xs[0], ys[0], xs[1], ys[1])
+    if data.draw(st.booleans()):
+        recipe = Recipe(edge_px=data.draw(st.integers(1, min(height, width) // 2)))
     inspected = zone_factors(recipe, (height, width)) > 0
     window = inspected_window(recipe, (height, width))
     assert min(window.hw) >= MIN_SIDE_PX
