@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import DataError
 from models.images import read_image
 from models.masks import FindObject, object_finder
+from models.shrink import shrunk
 from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE, map_hw
 
 FORMAT = 4
@@ -59,21 +59,6 @@ class Tile:
 def pad_frame(frame: NDArray[np.uint8], margin: int) -> NDArray[np.uint8]:
     """(H, W, C) -> (H + 2 margin, W + 2 margin, C): reflected, the border pixel not repeated."""
     return np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
-
-
-def shrunk(frame: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    """(H, W, C) -> (ceil(H / scale), ceil(W / scale), C): averages of squares, rounded.
-
-    As `models.efficientad.at_scale`, but for the rounding: an odd last pixel stands for itself.
-    """
-    if scale == 1:
-        return frame
-    height, width, channels = frame.shape
-    spare = ((0, -height % scale), (0, -width % scale), (0, 0))
-    even = np.pad(frame, spare, mode="edge")
-    size = (even.shape[1] // scale, even.shape[0] // scale)
-    small = cv2.resize(even, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.uint8).reshape(size[1], size[0], channels)
 
 
 def tile_grid(height: int, width: int, tile: int = 256, stride: int | None = None) -> list[Tile]:

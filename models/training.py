@@ -53,7 +53,7 @@ from models.validation import (
     on_images,
 )
 from models.wide import WideView
-from models.wide_net import fit_wide
+from models.wide_net import fit_wide, good_level
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
@@ -199,9 +199,11 @@ def train(
     model.cpu()
     wide, wide_losses = None, list[float]()
     if settings.wide_view:
+        at = settings.wide_scale
         wide, wide_losses = fit_wide(
-            tiles[settings.scales.index(1)] if 1 in settings.scales else cut(scale=1),
+            tiles[settings.scales.index(at)] if at in settings.scales else cut(scale=at),
             channels,
+            scale=at,
             steps=settings.wide_steps,
             crop_px=settings.wide_crop_px,
             augmentation=settings.augment,
@@ -209,6 +211,9 @@ def train(
             device=device,
             progress=partial(report, "train the wide view"),
         )
+        looked_at = partial(report, "the wide view's level")
+        level = good_level(wide, held_out, inspected, device=device, progress=looked_at)
+        wide = replace(wide, level=level)
     losses = [loss for fit in fits.values() for loss in fit.losses]
     provenance = {
         "trained_by": "models.training",
@@ -230,6 +235,7 @@ def train(
         "validated_on": _validated_on(validation, validates[0]),
         "global_loss": global_losses[-1] if global_losses else None,
         "wide_loss": round(float(np.mean(wide_losses[-100:])), 6) if wide_losses else None,
+        "wide_level": round(wide.level, 3) if wide is not None else None,
         "map_channels": rotations,
         "curves": {str(scale): _curve(fit) for scale, fit in fits.items()},
     }

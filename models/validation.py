@@ -22,6 +22,7 @@ from models.efficientad import StudentTeacher
 from models.errors import DataError
 from models.images import read_image
 from models.settings import TrainingSettings
+from models.shrink import shrunk
 from models.tiles import (
     TileSet,
     build_tiles,
@@ -29,7 +30,6 @@ from models.tiles import (
     cut,
     pad_frame,
     pixels_of,
-    shrunk,
     tile_grid,
 )
 from models.variants import MARGIN_PX, STRIDE

@@ -4,15 +4,16 @@ A student-teacher sees 33 px: there a short looks like a track, a blob like a pa
 shade like grain. The wide view is a network in the shape of a U (Ronneberger et al., "U-Net",
 2015), cheap because most of it works at an eighth to a thirty-second of the resolution. It learns
 from good images alone, with defects drawn into them (`models.wide_defects`), to tell them from
-good surface (as the segmentation half of Zavrtanik et al., "DRAEM", 2021). Its logit z weighs the
-map, as `models.precedents` does: the map times exp(`POWER` z), z held between `LEAST` and `MOST`.
-`LEAST` is near to 0: drawn defects are not all there are, and what the student alone sees must
-still show.
+good surface (as the segmentation half of Zavrtanik et al., "DRAEM", 2021). Its logit z, less the
+level that good images reach, weighs the map, as `models.precedents` does: the map times
+exp(`POWER` z), z held between `LEAST` and `MOST`. `LEAST` is near to 0: drawn defects are not all
+there are, and what the student alone sees must still show.
 
-1. The frame with 16 px around, (H + 32, W + 32, C), in blocks of at most `BLOCK_PX` a side that
-   overlap by `OVERLAP_PX`, its sides made up to multiples of `GRID_PX` by repeating the last pixel.
+1. The frame shrunk by the view's scale, 1 or 2 (which sees 400 px), with 16 px around,
+   (h + 32, w + 32, C), in blocks of at most `BLOCK_PX` a side that overlap by `OVERLAP_PX`, its
+   sides made up to multiples of `GRID_PX` by repeating the last pixel.
 2. `forward`, which each runtime fills with its own operations.
-3. Cell (i, j) of the map is cell (i + 4, j + 4) of that.
+3. Cell (i, j) of the scale's map is cell (i + 4, j + 4) of that; between them linear.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from models.variants import FRAME_MARGIN_PX, MARGIN_PX, STRIDE
+from models.shrink import shrunk
+from models.variants import FRAME_MARGIN_PX, MARGIN_PX, STRIDE, map_hw
 
 WIDTHS = (24, 48, 96, 128, 128)
 """Channels at 1/2, 1/4 (the map's), 1/8, 1/16 and 1/32 of the frame."""
+SCALES = (1, 2)
+SCALE, LEVEL = "scale", "level"
+"""Beside the weights in a file."""
 GRID_PX = 2 ** len(WIDTHS)
 BLOCK_PX = 2048
 OVERLAP_PX = 256
@@ -94,14 +99,24 @@ class WideView:
 
     in_channels: int
     weights: Mapping[str, Floats]
+    scale: int = 1
+    level: float = 0.0
+    """The highest z of a good image: the median of held-out ones."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """For a file."""
-        return {name: self.weights[name] for name in sorted(self.weights)}
+        plain = {SCALE: np.array(self.scale), LEVEL: np.array(self.level)}
+        return plain | {name: self.weights[name] for name in sorted(self.weights)}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], in_channels: int) -> WideView:
         """Read what `arrays` gave. Raises `ValueError` for anything else."""
+        arrays = dict(arrays)
+        plain = [arrays.pop(name, np.array(np.nan)) for name in (SCALE, LEVEL)]
+        if any(one.shape != () for one in plain) or plain[0] not in SCALES:
+            raise ValueError(f"{SCALE} {plain[0]} found, expected one of {SCALES}")
+        if not np.isfinite(plain[1]):
+            raise ValueError(f"{LEVEL} {plain[1]} found, expected a finite number")
         expected: dict[str, tuple[int, ...]] = {}
         for name, one in convolutions(in_channels).items():
             expected[f"{name}.weight"] = (one.outputs, one.inputs, one.kernel, one.kernel)
@@ -115,22 +130,35 @@ class WideView:
                 raise ValueError(
                     f"{name}: {found.dtype} {found.shape} found, expected finite float32 {shape}"
                 )
-        return cls(in_channels, dict(arrays))
+        return cls(in_channels, arrays, int(plain[0]), float(plain[1]))
 
 
-def logits(infer: Infer, padded: Image) -> Floats:
+def logits(infer: Infer, padded: Image, scale: int = 1) -> Floats:
     """z of a frame's cells, float32 (ceil(H / 4), ceil(W / 4)); padded: (H + 64, W + 64, C)."""
-    rows, columns = (-(-(side - 2 * FRAME_MARGIN_PX) // STRIDE) for side in padded.shape[:2])
-    spare = FRAME_MARGIN_PX - MARGIN_PX  # crops have 16 px around their cells when it learns
-    padded = padded[spare:-spare, spare:-spare]
+    frame_hw = [side - 2 * FRAME_MARGIN_PX for side in padded.shape[:2]]
+    spare = FRAME_MARGIN_PX - scale * MARGIN_PX  # crops have 16 px around their cells in training
+    inner = padded[spare : padded.shape[0] - spare, spare : padded.shape[1] - spare]
+    small = shrunk(inner, scale)
+    rows, columns = (-(-side // (STRIDE * scale)) for side in frame_hw)
     found = np.empty((rows, columns), np.float32)
-    for top, bottom, down in _blocks(padded.shape[0], rows):
-        for left, right, across in _blocks(padded.shape[1], columns):
-            block = padded[top:bottom, left:right]
+    for top, bottom, down in _blocks(small.shape[0], rows):
+        for left, right, across in _blocks(small.shape[1], columns):
+            block = small[top:bottom, left:right]
             beyond = [(0, -side % GRID_PX) for side in block.shape[:2]]
             z = infer(np.ascontiguousarray(np.pad(block, (*beyond, (0, 0)), mode="edge")))
             found[down, across] = z[_within(down, top), _within(across, left)]
-    return found
+    return _enlarged(found, scale, map_hw(*frame_hw))
+
+
+def _enlarged(z: Floats, scale: int, hw: tuple[int, int]) -> Floats:
+    """As `models.efficientad.enlarged`, of the first `hw` cells."""
+    if scale == 1:
+        return z
+    sides = z.repeat(2, axis=0).repeat(2, axis=1)
+    sides = np.pad(sides, ((0, 1), (0, 1)), mode="edge")
+    rows = sides[:-1] + sides[1:]
+    whole = (rows[:, :-1] + rows[:, 1:]) / np.float32(4)
+    return np.asarray(whole[: hw[0], : hw[1]], np.float32)
 
 
 def _blocks(side: int, cells: int) -> Iterator[tuple[int, int, slice]]:
@@ -153,6 +181,7 @@ def _within(cells: slice, begin_px: int) -> slice:
     return slice(cells.start + offset, cells.stop + offset)
 
 
-def weigh(raw_map: Floats, z: Floats) -> None:
+def weigh(raw_map: Floats, z: Floats, level: float = 0.0) -> None:
     """Change a frame's map in place by what the wide view says of its cells."""
-    np.multiply(raw_map, np.exp(np.float32(POWER) * np.clip(z, LEAST, MOST)), out=raw_map)
+    above = np.clip(z - np.float32(level), LEAST, MOST)
+    np.multiply(raw_map, np.exp(np.float32(POWER) * above), out=raw_map)

@@ -1,9 +1,13 @@
-"""Bridges: defects that only a wide view can tell from good structure, beside those of
-`models.defects`. From an edge to the next one, in the tone that lies behind the first: a short
-between two tracks, a cut through one.
+"""Defects that only a wide view can tell from good structure, beside those of `models.defects`.
+
+On pictures of few tones (boards, masks) bridges: from an edge to the next one, in the tone that
+lies behind the first; a short between two tracks, a cut through one. On others those and what
+reaches far over a surface (`models.surface_defects`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -20,9 +24,12 @@ from models.defects import (
     structure,
     to_tones,
 )
+from models.surface_defects import Drawn, draw_crack, draw_patch, draw_shade
 
 BRIDGES = 0.2
-"""Their share of the drawn defects."""
+"""Their share of the drawn defects on pictures of few tones."""
+SHARES = {"bridge": 0.05, "crack": 0.25, "shade": 0.15, "patch": 0.15}
+"""On others."""
 BRIDGE_PX = 48
 """At most so far from an edge to the next."""
 LEAST_EDGE = 0.1
@@ -35,29 +42,45 @@ Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 def spoil_wide(
     rng: Rng, picture: Picture, count: int, *, specks: int = 0
 ) -> tuple[Picture, NDArray[np.int16]]:
-    """As `models.defects.spoil`, with bridges among the defects."""
-    bridges = int(np.count_nonzero(rng.random(count) < BRIDGES))
+    """As `models.defects.spoil`, with defects that reach far among them; at most one shade."""
     tones, places = few_tones(picture), structure(picture)
-    marred, where = spoil(rng, picture, count - bridges, specks=specks)
-    for number in range(specks + count - bridges + 1, specks + count + 1):
-        drawn = _bridge(rng, marred, places)
-        if drawn is None:
-            continue
-        spot, before = drawn
-        window = marred[spot]
-        np.clip(window, 0, 1, out=window)
-        if tones is not None:
-            to_tones(window, tones)
-        seen, changed = seen_change(before, window, SEEN_SIGMA)
-        region = where[spot]
-        region[changed] = -1
-        if np.count_nonzero(seen) >= LEAST_SEEN_PX:
-            region[seen] = number
+    shares = {"bridge": BRIDGES} if tones is not None else SHARES
+    kinds = [*shares, "plain"]
+    chosen = rng.multinomial(count, [*shares.values(), 1 - sum(shares.values())])
+    counts = dict(zip(kinds, chosen.tolist(), strict=True))
+    spare = max(0, counts.get("shade", 0) - 1)
+    marred, first = picture.copy(), None
+    if counts.get("shade"):
+        first = draw_shade(rng, marred)
+    marred, where = spoil(rng, marred, counts["plain"] + spare, specks=specks)
+    number = specks + counts["plain"] + spare
+    if first is not None:
+        number += 1
+        region = np.where(first.unsure, np.int16(-1), np.int16(0))
+        region[first.seen] = number
+        where = np.where(where == 0, region, where)
+    draws: dict[str, Callable[[], Drawn | None]] = {
+        "bridge": lambda: _bridge(rng, marred, places, tones),
+        "crack": lambda: draw_crack(rng, marred),
+        "patch": lambda: draw_patch(rng, marred),
+    }
+    for kind, draw in draws.items():
+        for _ in range(counts.get(kind, 0)):
+            drawn = draw()
+            if drawn is None:
+                continue
+            number += 1
+            region = where[drawn.spot]
+            region[drawn.unsure] = -1
+            if np.count_nonzero(drawn.seen) >= LEAST_SEEN_PX:
+                region[drawn.seen] = number
     return marred, where
 
 
-def _bridge(rng: Rng, picture: Picture, places: Places | None) -> tuple[Spot, Picture] | None:
-    """Draw one in place; where, and what was there before. None: no two edges were met."""
+def _bridge(
+    rng: Rng, picture: Picture, places: Places | None, tones: Picture | None
+) -> Drawn | None:
+    """Draw one in place. None: no two edges were met."""
     if places is None:
         return None
     for _ in range(TRIES):
@@ -83,7 +106,10 @@ def _bridge(rng: Rng, picture: Picture, places: Places | None) -> tuple[Spot, Pi
         before = window.copy()
         alpha = mask if window.ndim == 2 else mask[..., None]
         window += alpha * (tone - window)
-        return spot, before
+        np.clip(window, 0, 1, out=window)
+        if tones is not None:
+            to_tones(window, tones)
+        return Drawn(spot, *seen_change(before, window, SEEN_SIGMA))
     return None
 
 

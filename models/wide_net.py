@@ -4,8 +4,9 @@
    where good surface looks worst (`models.crops`).
 2. A logistic loss on each cell: the mean of the good ones and of the hardest of them, and the mean
    of each defect, however large.
-3. AdamW, one cycle of the learning rate. Batch normalisation (Ioffe and Szegedy, 2015), which is
-   folded into the convolutions at the end.
+3. Muon (`models.muon`), one cycle of the learning rate. Batch normalisation (Ioffe and Szegedy,
+   2015), which is folded into the convolutions at the end.
+4. The level above which z counts: the median of the highest z of held-out good images.
 
 On a CPU, one seed and one number of threads give one result.
 """
@@ -13,11 +14,14 @@ On a CPU, one seed and one number of threads give one result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -25,13 +29,15 @@ from models.augment import Augmentation
 from models.compute import channels_last, compute_type, seeded
 from models.crops import GOOD, UNSURE, Batch, CropSource
 from models.errors import DataError
-from models.tiles import TileSet, cells_hw
-from models.variants import MARGIN_PX, STRIDE
-from models.wide import GRID_PX, Floats, Image, Infer, WideView, convolutions, forward
+from models.images import read_image
+from models.muon import Muon
+from models.tiles import TileSet, cells_hw, pad_frame
+from models.variants import FRAME_MARGIN_PX, MARGIN_PX, STRIDE
+from models.wide import GRID_PX, Floats, Image, Infer, WideView, convolutions, forward, logits
 from models.wide_defects import spoil_wide
 
 BATCH = 8
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 8e-3
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.05
 MAX_GRADIENT = 1.0
@@ -39,6 +45,8 @@ GOOD_WEIGHT, HARD_WEIGHT, HARD_SHARE = 3.0, 0.3, 1 / 200
 FIRST_LOGIT = -3.0
 """Before anything is learnt all looks good: most of it is."""
 HIGHEST_LOGIT = 20.0
+MOST_LOOKED_AT = 48
+"""Held-out images for the level."""
 
 
 class WideNet(nn.Module):
@@ -118,6 +126,7 @@ def fit_wide(
     tiles: TileSet,
     channels: int,
     *,
+    scale: int = 1,
     steps: int,
     crop_px: int,
     augmentation: Augmentation,
@@ -125,7 +134,8 @@ def fit_wide(
     device: str = "cpu",
     progress: Callable[[int, int], None],
 ) -> tuple[WideView, list[float]]:
-    """Train on crops of good tiles, `crop_px` made up to whole `GRID_PX`.
+    """Train on crops of good tiles of this scale, `crop_px` made up to whole `GRID_PX`; the view's
+    level is still 0 (`good_level`).
 
     Raises `DataError` when the training diverges.
     """
@@ -142,7 +152,7 @@ def fit_wide(
         augmentation=augmentation,
         draw_defects=spoil_wide,
     )
-    optimiser = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    optimiser = Muon(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     half, kind = compute_type(torch.device(device)), torch.device(device).type
     losses: list[float] = []
     for step in range(steps):
@@ -171,7 +181,30 @@ def fit_wide(
         by_number = dict(zip(order, highest.tolist(), strict=True))
         source.report(batch, [by_number[number] for number in range(BATCH)])
         progress(step + 1, steps)
-    return net.eval().cpu().view(), losses
+    return replace(net.eval().cpu().view(), scale=scale), losses
+
+
+def good_level(
+    view: WideView,
+    paths: Sequence[Path],
+    inspected: NDArray[np.bool_] | None = None,
+    *,
+    device: str = "cpu",
+    progress: Callable[[int, int], None],
+) -> float:
+    """The median, over good images, of the highest z of an image; see `WideView.level`.
+
+    inspected: bool (H, W); cells outside of it do not count.
+    """
+    infer = open_wide_torch(view, device)
+    counted = None if inspected is None else inspected[::STRIDE, ::STRIDE]
+    highest = []
+    for number, path in enumerate(paths[:MOST_LOOKED_AT]):
+        padded = pad_frame(read_image(path, view.in_channels), FRAME_MARGIN_PX)
+        z = logits(infer, padded, view.scale)
+        highest.append(float(z.max() if counted is None else z[counted].max()))
+        progress(number + 1, min(len(paths), MOST_LOOKED_AT))
+    return float(np.median(highest))
 
 
 def _cycle(done: float) -> float:

@@ -34,7 +34,7 @@ class WithWide:
     """
 
     def __init__(self, engine: Runtime, view: WideView, threads: int) -> None:
-        self._engine = engine
+        self._engine, self._view = engine, view
         self._infer = open_wide_view(view, engine.engine_id, threads)
 
     @property
@@ -46,7 +46,8 @@ class WithWide:
     ) -> list[float]:
         self._engine.infer(padded, out)
         for frame, raw_map in zip(padded, out, strict=True):
-            weigh(raw_map, logits(self._infer, frame))
+            z = logits(self._infer, frame, self._view.scale)
+            weigh(raw_map, z, self._view.level)
         return [float(raw_map.max()) for raw_map in out]
 
     def close(self) -> None:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from models import tiles as tiles_module
 from models.efficientad import StudentTeacher
 from models.errors import DataError
-from models.tiles import TileSet, build_tiles, cut, pad_frame, shrunk, tile_grid
+from models.shrink import shrunk
+from models.tiles import TileSet, build_tiles, cut, pad_frame, tile_grid
 from models.untrained import textured_frame, untrained_model
 from models.variants import MARGIN_PX, map_hw
 

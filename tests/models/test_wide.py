@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -22,12 +23,14 @@ from models.runtimes import open_runtime
 from models.runtimes.wide_openvino import open_wide
 from models.runtimes.with_wide import WithWide
 from models.settings import TrainingSettings
+from models.shrink import shrunk
+from models.surface_defects import draw_crack, draw_patch, draw_shade
 from models.tiles import build_tiles, pad_frame
 from models.training import TrainedDetector, train
-from models.variants import FRAME_MARGIN_PX
+from models.variants import FRAME_MARGIN_PX, map_hw
 from models.wide import BLOCK_PX, LEAST, MOST, POWER, WideView, logits, weigh
 from models.wide_defects import spoil_wide
-from models.wide_net import WideNet, fit_wide, open_wide_torch
+from models.wide_net import WideNet, fit_wide, good_level, open_wide_torch
 
 
 def stripes(seed: int, side: int = 160) -> NDArray[np.uint8]:
@@ -108,14 +111,35 @@ def test_blocks_are_as_good_as_the_whole() -> None:
     np.testing.assert_allclose(logits(infer, wide), inside, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("hw", [(33, 33), (34, 71), (160, 97)])
+@pytest.mark.parametrize("infer", ["torch", "openvino"])
+def test_half_the_size_is_looked_at_as_in_training(hw: tuple[int, int], infer: str) -> None:
+    view = random_view(1)
+    look = open_wide_torch(view, "cpu") if infer == "torch" else open_wide(view, 1)
+    frame = np.random.default_rng(1).integers(0, 256, (*hw, 1)).astype(np.uint8)
+    padded = pad_frame(frame, FRAME_MARGIN_PX)
+    found = logits(look, padded, 2)
+    assert found.shape == map_hw(*hw)
+    small = shrunk(padded, 2)
+    beyond = [(0, -side % 32) for side in small.shape[:2]]
+    z = look(np.pad(small, (*beyond, (0, 0)), mode="edge"))[4:, 4:]
+    every = found[::2, ::2]
+    np.testing.assert_allclose(every, z[: every.shape[0], : every.shape[1]], rtol=1e-4, atol=1e-4)
+    between = (every[:, :-1] + every[:, 1:]) / 2
+    inner = found[::2, 1::2][:, : between.shape[1]]
+    np.testing.assert_allclose(inner, between, rtol=1e-4, atol=1e-4)
+
+
 def test_a_map_is_weighed_within_limits() -> None:
     raw_map = np.ones((1, 4), np.float32)
-    weigh(raw_map, np.array([[0, 1, 1000, -1000]], np.float32))
+    weigh(raw_map, np.array([[-3, -2, 1000, -1000]], np.float32), level=-3)
     expected = np.exp(POWER * np.array([[0, 1, MOST, LEAST]]))
     np.testing.assert_allclose(raw_map, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("broken", ["shape", "missing", "surplus", "nan", "dtype"])
+@pytest.mark.parametrize(
+    "broken", ["shape", "missing", "surplus", "nan", "dtype", "scale", "no scale", "level"]
+)
 def test_weights_that_are_none_are_refused(broken: str) -> None:
     arrays = random_view(1).arrays()
     if broken == "shape":
@@ -124,12 +148,40 @@ def test_weights_that_are_none_are_refused(broken: str) -> None:
         del arrays["logit.bias"]
     elif broken == "surplus":
         arrays["more.bias"] = arrays["stem.bias"]
+    elif broken == "scale":
+        arrays["scale"] = np.array(3)
+    elif broken == "no scale":
+        del arrays["scale"]
+    elif broken == "level":
+        arrays["level"] = np.array(np.inf)
     elif broken == "nan":
         arrays["stem.bias"] = np.full_like(arrays["stem.bias"], np.nan)
     else:
         arrays["stem.bias"] = arrays["stem.bias"].astype(np.float64)
     with pytest.raises(ValueError, match=r"found|missing"):
         WideView.of_arrays(arrays, 1)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_file_holds_all_of_it(scale: int) -> None:
+    view = replace(random_view(1), scale=scale, level=-1.25)
+    again = WideView.of_arrays(view.arrays(), 1)
+    assert (again.scale, again.level) == (scale, -1.25)
+    assert set(again.weights) == set(view.weights)
+
+
+def test_the_level_is_what_good_images_reach(boards: list[Path]) -> None:
+    view = random_view(1)
+    done: list[int] = []
+    level = good_level(view, boards, progress=lambda number, of: done.append(of - number))
+    look = open_wide_torch(view, "cpu")
+    maps = [logits(look, pad_frame(read_image(path, 1), FRAME_MARGIN_PX)) for path in boards]
+    assert level == pytest.approx(np.median([z.max() for z in maps]))
+    assert done[-1] == 0
+    inspected = np.zeros((160, 160), np.bool_)
+    inspected[80:84, 40:44] = True
+    at_one = good_level(view, boards, inspected, progress=lambda number, of: None)
+    assert at_one == pytest.approx(np.median([z[20, 10] for z in maps]))
 
 
 def fitted(paths: list[Path], steps: int, seed: int = 0) -> tuple[WideView, list[float]]:
@@ -166,11 +218,12 @@ def test_images_smaller_than_a_crop(tmp_path: Path, side: int) -> None:
     assert np.isfinite(losses).all()
 
 
-@pytest.fixture(scope="module")
-def trained(boards: list[Path]) -> TrainedDetector:
+@pytest.fixture(scope="module", params=[1, 2])
+def trained(boards: list[Path], request: pytest.FixtureRequest) -> TrainedDetector:
     wanted = TrainingSettings(
         steps=2, batch=1, crop_px=64, tile=128, wide_view=True, wide_steps=3, wide_crop_px=64
     )
+    wanted = replace(wanted, wide_scale=request.param)
     return train(boards, settings=wanted)
 
 
@@ -179,6 +232,8 @@ def test_a_bundle_brings_it_to_the_engine(
 ) -> None:
     assert trained.wide is not None
     assert trained.provenance["wide_loss"] > 0
+    assert trained.provenance["wide_level"] == pytest.approx(trained.wide.level, abs=1e-3)
+    assert trained.wide.level != 0
     engines = []
     for wide in (None, trained.wide):
         path = save_detector(
@@ -201,14 +256,15 @@ def test_a_bundle_brings_it_to_the_engine(
     peaks = [engine.infer([frame], [out])[0] for engine, out in zip(engines, maps, strict=True)]
     assert peaks == [float(each.max()) for each in maps]
     expected = maps[0].copy()
-    weigh(expected, logits(open_wide_torch(trained.wide, "cpu"), frame))
+    look = open_wide_torch(trained.wide, "cpu")
+    weigh(expected, logits(look, frame, trained.wide.scale), trained.wide.level)
     np.testing.assert_allclose(maps[1], expected, rtol=1e-3, atol=1e-6)
     assert not np.allclose(maps[1], maps[0])
     for engine in engines:
         engine.close()
 
 
-@pytest.mark.parametrize("name", ["wide_steps", "wide_crop_px"])
+@pytest.mark.parametrize("name", ["wide_steps", "wide_crop_px", "wide_scale"])
 def test_settings_that_cannot_be_trained_with(boards: list[Path], name: str) -> None:
     with pytest.raises(DataError, match=name):
         train(boards, settings=TrainingSettings(**{name: 0}))
@@ -217,7 +273,7 @@ def test_settings_that_cannot_be_trained_with(boards: list[Path], name: str) -> 
 def test_bridges_join_what_was_apart() -> None:
     image = stripes(0).astype(np.float32) / 255
     marks = joined = 0
-    for seed in range(40):
+    for seed in range(80):
         before = image.copy()
         after, where = spoil_wide(np.random.default_rng(seed), image, 4)
         assert (image == before).all()
@@ -230,8 +286,8 @@ def test_bridges_join_what_was_apart() -> None:
             cv2.connectedComponents(dark)[0]
             < cv2.connectedComponents((image < 0.5).astype(np.uint8))[0]
         )
-    assert marks > 35
-    assert joined > 5
+    assert marks > 70
+    assert joined > 8
 
 
 @pytest.mark.parametrize("tones", [1, FEW_TONES + 1, 200])
@@ -244,3 +300,29 @@ def test_pictures_of_all_kinds_are_drawn_into(tones: int, shape: tuple[int, ...]
     assert where.shape == shape[:2]
     assert after.min() >= 0
     assert after.max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(90, 70), (200, 160), (120, 120, 3), (30, 30)])
+def test_surfaces_are_marred_where_it_says(shape: tuple[int, ...]) -> None:
+    """Cracks, shades and patches: what is marked was changed, and all of them come about."""
+    grain = np.random.default_rng(0).normal(0.5, 0.03, shape)
+    surface = cv2.GaussianBlur(grain, (0, 0), 0.8).astype(np.float32)
+    for draw in (draw_crack, draw_shade, draw_patch):
+        seen = 0
+        for seed in range(40):
+            picture = surface.copy()
+            drawn = draw(np.random.default_rng(seed), picture)
+            if drawn is None:
+                assert (picture == surface).all()
+                continue
+            assert picture.min() >= 0
+            assert picture.max() <= 1
+            change = np.abs(picture - surface).reshape(*shape[:2], -1).max(axis=2)
+            outside = np.ones(shape[:2], np.bool_)
+            outside[drawn.spot] = False
+            assert not change[outside].any()
+            assert drawn.seen.shape == drawn.unsure.shape == change[drawn.spot].shape
+            if drawn.seen.any():
+                seen += 1
+                assert change[drawn.spot][drawn.seen].max() > 2 / 255
+        assert seen >= 3, draw.__name__
