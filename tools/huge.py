@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.fused import FusedGraph, fuse, weight_shapes
-from models.runtimes import cpu_has_bf16
+from models.runtimes import cpu_bf16_is_fast
 from models.runtimes.base import EngineOptions
 from models.runtimes.openvino_ import STRIP_BYTES, OpenVinoRuntime
 from models.variants import FRAME_MARGIN_PX, GRID_PX, STRIDE, VARIANTS, map_hw
@@ -175,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--precision",
         choices=tuple(TOLERANCE),
-        default="bf16" if cpu_has_bf16() else "f32",
+        default="bf16" if cpu_bf16_is_fast() else "f32",
         help="default: bf16 where this CPU has it",
     )
     parser.add_argument("--threads", type=int, default=2, help="0: as many as there are cores")

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from models.bundle import Bundle
 from models.errors import ParityError, RuntimeUnavailable
 from models.runtimes.base import EngineOptions, Factory, Runtime, say_nothing
-from models.runtimes.machine import cpu_has_bf16, engine_fault
+from models.runtimes.machine import cpu_bf16_is_fast, cpu_has_bf16, engine_fault
 from models.runtimes.parity import check_parity
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "available_runtimes",
     "candidates",
     "choose",
+    "cpu_bf16_is_fast",
     "cpu_has_bf16",
     "engine_of",
     "open_runtime",
@@ -50,7 +51,7 @@ class Row:
     packages: tuple[str, ...]
     """What must be installed; the first one's version is the engine's."""
     precisions: tuple[str, ...]
-    """Fastest first."""
+    """Fastest first; on CPUs that are slow at bf16 that comes last."""
     gpu: bool = False
     """Whether it needs an NVIDIA GPU."""
     extra: str = "station"
@@ -253,8 +254,8 @@ def available_runtimes() -> dict[str, str]:
     """`runtime/precision` -> "" where this machine can run it, else why not and what to do."""
     return {
         f"{name}/{precision}": _fault(name, precision)
-        for name, row in RUNTIMES.items()
-        for precision in row.precisions
+        for name in RUNTIMES
+        for precision in _fastest_first(name)
     }
 
 
@@ -279,7 +280,7 @@ def _configured(
     found: list[Candidate] = []
     names = [runtime] if runtime != "auto" else [name for name in RUNTIMES if name != "null"]
     for name in names:
-        for one in RUNTIMES[name].precisions:
+        for one in _fastest_first(name):
             asked = precision == one or (
                 precision == "auto" and not (calibrating and one in BY_NAME_ONLY)
             )
@@ -288,6 +289,13 @@ def _configured(
                 if runtime != "auto" and not found[-1].fault:
                     return found
     return found
+
+
+def _fastest_first(name: str) -> list[str]:
+    """A row's precisions, on this machine."""
+    row = RUNTIMES[name]
+    slow = () if row.gpu or cpu_bf16_is_fast() else ("bf16",)
+    return sorted(row.precisions, key=lambda one: one in slow)
 
 
 def _candidate(bundle: Bundle | None, name: str, precision: str, *, calibrating: bool) -> Candidate:

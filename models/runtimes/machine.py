@@ -81,9 +81,22 @@ def cuda_of(version_py: Path) -> str:
     return found[1] if found else ""
 
 
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself; emulated, it is slower than f32."""
-    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", _cpuinfo()) is not None
+def cpu_has_bf16(cpuinfo: str | None = None) -> bool:
+    """Whether the CPU multiplies bfloat16 itself. cpuinfo: None reads this machine's."""
+    text = _cpuinfo() if cpuinfo is None else cpuinfo
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", text) is not None
+
+
+def cpu_bf16_is_fast(cpuinfo: str | None = None) -> bool:
+    """Whether the CPU multiplies bfloat16 faster than float32. cpuinfo: None reads this machine's.
+
+    Measured with OpenVINO and torch, one thread: an EPYC (Zen 4) with AVX-512 BF16 takes half the
+    time; a Xeon with AVX-512 BF16, its AMX hidden from the virtual machine, 1.8 times as long.
+    """
+    text = _cpuinfo() if cpuinfo is None else cpuinfo
+    if re.search(r"^vendor_id\s*:\s*GenuineIntel", text, re.MULTILINE):
+        return re.search(r"\bamx_bf16\b", text) is not None
+    return cpu_has_bf16(text)
 
 
 def cpu_has_int8() -> bool:

@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 from models.bundle import Bundle, Calibration, EngineThresholds, recalibrated
 from models.errors import BundleError, DataError, RuntimeUnavailable
 from models.references import reference_map
-from models.runtimes import RUNTIMES, available_runtimes, cpu_has_bf16, engine_of, open_runtime
+from models.runtimes import (
+    RUNTIMES,
+    available_runtimes,
+    cpu_bf16_is_fast,
+    cpu_has_bf16,
+    engine_of,
+    open_runtime,
+)
 from models.runtimes import openvino_ as openvino_module
 from models.runtimes.base import EngineOptions, Runtime
 from models.runtimes.null import CALIBRATION, NullRuntime
@@ -154,7 +161,7 @@ def test_auto_takes_the_fastest_calibrated_engine(
         ["torch/f32", "openvino/f32", "openvino/bf16"],
     ):
         bundle = with_thresholds(bundles[1], tmp_path, *engines)
-        expected = engines[-1] if cpu_has_bf16() or "bf16" not in engines[-1] else "openvino/f32"
+        expected = engines[-1] if cpu_bf16_is_fast() or "bf16" not in engines[-1] else engines[-2]
         assert open_runtime(bundle, threads=2).engine_id == f"{expected}/cpu"
 
 
