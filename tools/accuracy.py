@@ -79,7 +79,16 @@ PLANS = {
         Recipe(box_fraction=0.5, box_margin_px=12),
     ),
     "magnetic_tile": Plan(
-        TrainingSettings(scales=(1, 2), steps=3000, validations=4), Recipe(box_fraction=0.4)
+        TrainingSettings(
+            scales=(1, 2),
+            steps=3000,
+            augment=Augmentation(mirror=True),
+            wide_view=True,
+            wide_scale=2,
+            wide_steps=4000,
+            validations=4,
+        ),
+        Recipe(box_fraction=0.4, edge_px=16),
     ),
 }
 POLICY = Policy("youden")

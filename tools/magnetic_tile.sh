@@ -18,12 +18,16 @@ rm -rf "$out"
 mkdir -p "$out"
 bundle_of() { $python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])'; }
 
-trained=$($linewatch train "$data/train/good" --scales 1,2 --set augment.mirror=true --out "$out/bundles" --json | bundle_of)
+# Tiles end with the image: what lies beyond is guessed, and looks torn.
+$linewatch recipe set "$out/tiles.yaml" edge_px=16 --reason "chosen on val"
+surfaces="--set augment.mirror=true --set wide_view=true --set wide_scale=2 --set wide_steps=2000"
+# shellcheck disable=SC2086
+trained=$($linewatch train "$data/train/good" --scales 1,2 $surfaces --out "$out/bundles" --json | bundle_of)
 echo "trained: $trained"
 $linewatch calibrate "$trained" --good "$data/val/good" --bad "$data/val" --masks "$data/ground_truth" \
-    --policy youden --json >"$out/calibration.json"
+    --recipe "$out/tiles.yaml" --policy youden --json >"$out/calibration.json"
 bundle=$(bundle_of <"$out/calibration.json")
 echo "calibrated: $bundle"
 $linewatch evaluate "$bundle" --good "$data/test/good" --bad "$data/test" --masks "$data/ground_truth" \
-    --title "Magnetic tiles" --report "$out/report.html" --json >"$out/evaluation.json"
+    --recipe "$out/tiles.yaml" --title "Magnetic tiles" --report "$out/report.html" --json >"$out/evaluation.json"
 echo "report: $out/report.html"
