@@ -85,7 +85,7 @@ PLANS = {
             augment=Augmentation(mirror=True),
             wide_view=True,
             wide_scale=2,
-            wide_steps=4000,
+            wide_steps=6000,
             validations=4,
         ),
         Recipe(box_fraction=0.4, edge_px=16),
