@@ -68,12 +68,13 @@ class Plan:
 PLANS = {
     "deeppcb": Plan(
         TrainingSettings(
-            steps=8000,
+            steps=4000,
             accumulate=2,
             augment=Augmentation(mirror=True, quarter_turns=True),
             precedents=True,
             wide_view=True,
             wide_crop_px=256,
+            wide_steps=6000,
             validations=4,
         ),
         Recipe(box_fraction=0.5, box_margin_px=12),

@@ -19,9 +19,9 @@ rm -rf "$out"
 mkdir -p "$out"
 
 # A board turned or mirrored is a board, and what it shows lies elsewhere on it again.
-boards="--set augment.mirror=true --set augment.quarter_turns=true --set precedents=true --set wide_view=true --set wide_crop_px=256"
+boards="--set augment.mirror=true --set augment.quarter_turns=true --set precedents=true --set wide_view=true --set wide_crop_px=256 --set wide_steps=3000"
 # shellcheck disable=SC2086
-trained=$($linewatch train "$data/train/good" --steps 4000 --set accumulate=2 $boards --out "$out/bundles" --json | $python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])')
+trained=$($linewatch train "$data/train/good" --steps 2000 --set accumulate=2 $boards --out "$out/bundles" --json | $python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])')
 echo "trained: $trained"
 types=1=open,2=short,3=mousebite,4=spur,5=copper,6=pin-hole
 $linewatch recipe set "$out/boards.yaml" box_margin_px=12 --reason "chosen on val: boxes as drawn"
