@@ -130,7 +130,8 @@ def bench(
     out: Path,
     quiet: bool,
 ) -> dict[str, Any]:
-    """All sets and seeds; what was found is also written to `out`, seed by seed."""
+    """All sets and seeds. What was found is written to `out`, seed by seed, and not done again when
+    the same is asked for: a killed benchmark goes on, and a seed more does not cost all of them."""
     out.mkdir(parents=True, exist_ok=True)
     table: dict[str, Any] = {"variant": variant, "seeds": list(seeds), "sets": {}}
     for name in names:
@@ -141,26 +142,42 @@ def bench(
             settings = replace(plan.settings, seed=seed)
             if steps:
                 settings = replace(settings, steps=steps, wide_steps=steps)
-            with progress_bar(f"{name}, seed {seed}", None, quiet=quiet) as update:
-                looked, about = run_seed(
-                    images,
-                    replace(plan, settings=settings),
-                    variant=variant,
-                    teacher=random_features(variant, seed) if random_teacher else None,
-                    work=out,
-                    device=device,
-                    report=lambda what, done, total: update(done, total, what),
-                )
-            looks.append(looked)
-            abouts.append(about)
-            (out / f"{name}-{seed}.json").write_text(json.dumps(asdict(looked) | about))
+            if random_teacher:  # what the others make up for it does not count
+                settings = replace(settings, wide_view=False, precedents=False)
+            asked = replace(plan, settings=settings)
+            kept = out / f"{name}-{seed}.json"
+            what = f"{variant}, {random_teacher=}, {asked!r}"
+            if (before := _kept(kept, what)) is None:
+                with progress_bar(f"{name}, seed {seed}", None, quiet=quiet) as update:
+                    looked, about = run_seed(
+                        images,
+                        asked,
+                        variant=variant,
+                        teacher=random_features(variant, seed) if random_teacher else None,
+                        work=out,
+                        device=device,
+                        report=lambda what, done, total: update(done, total, what),
+                    )
+                before = {"looked": asdict(looked), "about": about, "asked": what}
+                kept.write_text(json.dumps(before))
+            looks.append(Looked(**before["looked"]))
+            abouts.append(before["about"])
         about = {"runs": abouts, "toy_image_auroc": toy_auroc(images)}
         table["sets"][name] = figures(looks) | about
     return table
 
 
+def _kept(path: Path, asked: str) -> dict[str, Any] | None:
+    """What an earlier run of the same program found, asked for the same; None: nothing."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if found.get("asked") == asked else None
+
+
 def random_features(variant: str, seed: int) -> Teacher:
-    """A teacher that nobody taught: the baseline."""
+    """A teacher that nobody taught: the baseline, with the student alone."""
     pair = untrained_model(variant, 1, seed=seed).pair(1)
     return Teacher(pair.teacher, pair.input_mean, pair.input_std, f"random-{seed}", "none")
 
