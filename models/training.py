@@ -198,8 +198,11 @@ def train(
     )
     model.cpu()
     wide, wide_losses = None, list[float]()
+    states = [each.state for each in companions if each.state is not None]
     if settings.wide_view:
         at = settings.wide_scale
+        wide_state = state_dir / f"training-{key[:16]}-wide.state" if state_dir else None
+        states += [wide_state] if wide_state else []
         wide, wide_losses = fit_wide(
             tiles[settings.scales.index(at)] if at in settings.scales else cut(scale=at),
             channels,
@@ -209,6 +212,9 @@ def train(
             augmentation=settings.augment,
             seed=settings.seed,
             device=device,
+            state=wide_state,
+            key=key,
+            resume=resume,
             progress=partial(report, "train the wide view"),
         )
         looked_at = partial(report, "the wide view's level")
@@ -239,7 +245,6 @@ def train(
         "map_channels": rotations,
         "curves": {str(scale): _curve(fit) for scale, fit in fits.items()},
     }
-    states = [each.state for each in companions if each.state is not None]
     precedents = None
     if settings.precedents:
         report("describe windows", 0, 1)

@@ -13,7 +13,9 @@ On a CPU, one seed and one number of threads give one result.
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +28,11 @@ from torch import nn
 from torch.nn import functional
 
 from models.augment import Augmentation
+from models.checkpoint import load_state, save_state
 from models.compute import channels_last, compute_type, seeded
 from models.crops import GOOD, UNSURE, Batch, CropSource
 from models.errors import DataError
+from models.fit import SAVE_SECONDS
 from models.images import read_image
 from models.muon import Muon
 from models.tiles import TileSet, cells_hw, pad_frame
@@ -45,6 +49,8 @@ GOOD_WEIGHT, HARD_WEIGHT, HARD_SHARE = 3.0, 0.3, 1 / 200
 FIRST_LOGIT = -3.0
 """Before anything is learnt all looks good: most of it is."""
 HIGHEST_LOGIT = 20.0
+LEAST_STATES = 8
+"""So often the state is written, however fast the training is."""
 MOST_LOOKED_AT = 48
 """Held-out images for the level."""
 
@@ -132,19 +138,24 @@ def fit_wide(
     augmentation: Augmentation,
     seed: int,
     device: str = "cpu",
+    state: Path | None = None,
+    key: str = "",
+    resume: bool = False,
     progress: Callable[[int, int], None],
 ) -> tuple[WideView, list[float]]:
     """Train on crops of good tiles of this scale, `crop_px` made up to whole `GRID_PX`; the view's
     level is still 0 (`good_level`).
 
-    Raises `DataError` when the training diverges.
+    state: written now and then, of this `key`; `resume` goes on from it.
+    Raises `DataError` when the training diverges: the state before it stays on disk.
     """
     crop_px = -(-crop_px // GRID_PX) * GRID_PX
     with seeded(seed):
         net = WideNet(channels, normed=True).to(device).train()
+    rng = np.random.default_rng([seed, 7])
     source = CropSource(
         tiles,
-        np.random.default_rng([seed, 7]),
+        rng,
         batch=BATCH,
         crop_px=crop_px,
         spoiled=0.5,
@@ -155,7 +166,15 @@ def fit_wide(
     optimiser = Muon(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     half, kind = compute_type(torch.device(device)), torch.device(device).type
     losses: list[float] = []
-    for step in range(steps):
+    before = load_state(state, key) if resume and state is not None else None
+    if before is not None:
+        net.load_state_dict(before["net"])
+        optimiser.load_state_dict(before["optimiser"])
+        rng.bit_generator.state = json.loads(before["rng"])
+        source.remember(before["hardest"])
+        losses = before["losses"]
+    saved = time.monotonic()
+    for step in range(len(losses), steps):
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * _cycle(step / steps)
         batch = source.draw()
@@ -180,6 +199,17 @@ def fit_wide(
         order = [number for crops in batch.groups for number in crops.numbers]
         by_number = dict(zip(order, highest.tolist(), strict=True))
         source.report(batch, [by_number[number] for number in range(BATCH)])
+        due = (step + 1) % max(1, steps // LEAST_STATES) == 0
+        if state is not None and (due or time.monotonic() - saved > SAVE_SECONDS):
+            now = {
+                "net": net.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "rng": json.dumps(rng.bit_generator.state),
+                "hardest": source.remembered(),
+                "losses": losses,
+            }
+            save_state(state, key, now)
+            saved = time.monotonic()
         progress(step + 1, steps)
     return replace(net.eval().cpu().view(), scale=scale), losses
 

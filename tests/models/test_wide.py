@@ -210,6 +210,49 @@ def test_one_seed_gives_one_result(boards: list[Path]) -> None:
     assert fitted(boards, 3, seed=1)[1] != losses
 
 
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [1, 9, 16])
+def test_killed_and_resumed_is_as_not_killed(
+    boards: list[Path], tmp_path: Path, killed_at: int
+) -> None:
+    def fit(stop: int, resume: bool, key: str = "a") -> tuple[WideView, list[float], list[int]]:
+        told: list[int] = []
+
+        def count(done: int, of: int) -> None:
+            told.append(done)
+            if done == stop:
+                raise Killed
+
+        view, losses = fit_wide(
+            build_tiles(boards, 1, tile=128),
+            1,
+            steps=16,
+            crop_px=64,
+            augmentation=Augmentation(mirror=True),
+            seed=0,
+            state=tmp_path / "wide.state",
+            key=key,
+            resume=resume,
+            progress=count,
+        )
+        return view, losses, told
+
+    whole, losses, _ = fit(0, resume=False)
+    (tmp_path / "wide.state").unlink()
+    with pytest.raises(Killed):
+        fit(killed_at, resume=False)
+    again, same, told = fit(0, resume=True)
+    assert same == losses
+    assert told == list(range(killed_at // 2 * 2 + 1, 17))
+    for name, weight in whole.weights.items():
+        np.testing.assert_array_equal(weight, again.weights[name])
+    # Another training's state is not taken.
+    assert fit(0, resume=True, key="b")[2] == list(range(1, 17))
+
+
 @pytest.mark.parametrize("side", [40, 70])
 def test_images_smaller_than_a_crop(tmp_path: Path, side: int) -> None:
     for seed in range(3):
