@@ -25,13 +25,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import ParityError
 from models.shrink import shrunk
 from models.variants import FRAME_MARGIN_PX, MARGIN_PX, STRIDE, map_hw
 
 WIDTHS = (24, 48, 96, 128, 128)
 """Channels at 1/2, 1/4 (the map's), 1/8, 1/16 and 1/32 of the frame."""
 SCALES = (1, 2)
-SCALE, LEVEL = "scale", "level"
+PROBE_PX = 96
+TOLERANCE = 0.05
+"""Of z: a fortieth of the map."""
+SCALE, LEVEL, PROBE, ANSWER = "scale", "level", "probe", "answer"
 """Beside the weights in a file."""
 GRID_PX = 2 ** len(WIDTHS)
 BLOCK_PX = 2048
@@ -102,10 +106,18 @@ class WideView:
     scale: int = 1
     level: float = 0.0
     """The highest z of a good image: the median of held-out ones."""
+    probe: Image | None = None
+    answer: Floats | None = None
+    """A block, and z of it by the reference: what every engine must say (`check_answer`)."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """For a file."""
-        plain = {SCALE: np.array(self.scale), LEVEL: np.array(self.level)}
+        plain: dict[str, NDArray[Any]] = {
+            SCALE: np.array(self.scale),
+            LEVEL: np.array(self.level),
+        }
+        if self.probe is not None and self.answer is not None:
+            plain |= {PROBE: self.probe, ANSWER: self.answer}
         return plain | {name: self.weights[name] for name in sorted(self.weights)}
 
     @classmethod
@@ -117,6 +129,11 @@ class WideView:
             raise ValueError(f"{SCALE} {plain[0]} found, expected one of {SCALES}")
         if not np.isfinite(plain[1]):
             raise ValueError(f"{LEVEL} {plain[1]} found, expected a finite number")
+        probe, answer = (arrays.pop(name, np.zeros(0)) for name in (PROBE, ANSWER))
+        if probe.dtype != np.uint8 or probe.shape != (PROBE_PX, PROBE_PX, in_channels):
+            raise ValueError(f"{PROBE}: {probe.dtype} {probe.shape} found, expected a block")
+        if answer.shape != (PROBE_PX // STRIDE,) * 2 or not np.isfinite(answer).all():
+            raise ValueError(f"{ANSWER}: {answer.shape} found, expected finite z of the block")
         expected: dict[str, tuple[int, ...]] = {}
         for name, one in convolutions(in_channels).items():
             expected[f"{name}.weight"] = (one.outputs, one.inputs, one.kernel, one.kernel)
@@ -130,7 +147,20 @@ class WideView:
                 raise ValueError(
                     f"{name}: {found.dtype} {found.shape} found, expected finite float32 {shape}"
                 )
-        return cls(in_channels, arrays, int(plain[0]), float(plain[1]))
+        return cls(in_channels, arrays, int(plain[0]), float(plain[1]), probe, answer)
+
+
+def check_answer(view: WideView, infer: Infer) -> None:
+    """Raise `ParityError` for an engine that does not say of the probe what the reference did: one
+    that is too low everywhere would let every frame pass."""
+    if view.probe is None or view.answer is None:
+        return
+    worst = float(np.abs(infer(view.probe) - view.answer).max())
+    if not worst <= TOLERANCE:  # NaN is not
+        raise ParityError(
+            f"the wide view's engine is {worst:g} off the reference's logits, at most "
+            f"{TOLERANCE:g} are allowed: use another runtime, and report it"
+        )
 
 
 def logits(infer: Infer, padded: Image, scale: int = 1) -> Floats:

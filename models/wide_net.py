@@ -37,7 +37,17 @@ from models.images import read_image
 from models.muon import Muon
 from models.tiles import TileSet, cells_hw, pad_frame
 from models.variants import FRAME_MARGIN_PX, MARGIN_PX, STRIDE
-from models.wide import GRID_PX, Floats, Image, Infer, WideView, convolutions, forward, logits
+from models.wide import (
+    GRID_PX,
+    PROBE_PX,
+    Floats,
+    Image,
+    Infer,
+    WideView,
+    convolutions,
+    forward,
+    logits,
+)
 from models.wide_defects import spoil_wide
 
 BATCH = 8
@@ -107,7 +117,10 @@ class WideNet(nn.Module):
             for kind, values in (("weight", weight), ("bias", bias)):
                 plain = values.float().cpu().contiguous().numpy()
                 weights[f"{name}.{kind}"] = np.ascontiguousarray(plain)
-        return WideView(self.in_channels, weights)
+        coarse = np.random.default_rng(0).integers(0, 256, (12, 12, self.in_channels), np.uint8)
+        probe = coarse.repeat(PROBE_PX // 12, axis=0).repeat(PROBE_PX // 12, axis=1)
+        view = WideView(self.in_channels, weights)
+        return replace(view, probe=probe, answer=open_wide_torch(view, "cpu")(probe))
 
 
 def _twice(x: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ on one half of val; the other half chose the state that is kept. Test images mee
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ from tools.image_sets import ImageSet, halves, load_set
 
 TOY_BLUR_SIGMA = 2.0
 TOY_MEDIAN_PX = 41
+SOURCES = ("models", "calibrate", "pipeline", "tools")
 
 ROWS = {
     "image_auroc": "image AUROC",
@@ -146,7 +148,7 @@ def bench(
                 settings = replace(settings, wide_view=False, precedents=False)
             asked = replace(plan, settings=settings)
             kept = out / f"{name}-{seed}.json"
-            what = f"{variant}, {random_teacher=}, {asked!r}"
+            what = f"{variant}, {random_teacher=}, {device}, {asked!r}, sources {_sources()}"
             if (before := _kept(kept, what)) is None:
                 with progress_bar(f"{name}, seed {seed}", None, quiet=quiet) as update:
                     looked, about = run_seed(
@@ -165,6 +167,13 @@ def bench(
         about = {"runs": abouts, "toy_image_auroc": toy_auroc(images)}
         table["sets"][name] = figures(looks) | about
     return table
+
+
+def _sources() -> str:
+    """Hash of the program: figures of another one are not these."""
+    root = Path(__file__).resolve().parents[1]
+    files = sorted(path for name in SOURCES for path in (root / name).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
 def _kept(path: Path, asked: str) -> dict[str, Any] | None:

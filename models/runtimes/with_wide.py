@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.runtimes.base import Runtime
-from models.wide import Infer, WideView, logits, weigh
+from models.wide import Infer, WideView, check_answer, logits, weigh
 
 
 def open_wide_view(view: WideView, engine_id: str, threads: int) -> Infer:
@@ -30,12 +30,14 @@ def open_wide_view(view: WideView, engine_id: str, threads: int) -> Infer:
 
 class WithWide:
     """Any runtime. It answers with the engine's own id: a bundle either brings a wide view or not,
-    and its thresholds were chosen accordingly.
+    and its thresholds were chosen accordingly. Raises `ParityError` where the wide view answers
+    otherwise than the reference.
     """
 
     def __init__(self, engine: Runtime, view: WideView, threads: int) -> None:
         self._engine, self._view = engine, view
         self._infer = open_wide_view(view, engine.engine_id, threads)
+        check_answer(view, self._infer)
 
     @property
     def engine_id(self) -> str:

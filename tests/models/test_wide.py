@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.augment import Augmentation
 from models.bundle import Bundle, recalibrated
 from models.defects import FEW_TONES
-from models.errors import DataError
+from models.errors import DataError, ParityError
 from models.images import read_image
 from models.references import save_detector
 from models.runtimes import open_runtime
@@ -28,7 +28,7 @@ from models.surface_defects import draw_crack, draw_patch, draw_shade
 from models.tiles import build_tiles, pad_frame
 from models.training import TrainedDetector, train
 from models.variants import FRAME_MARGIN_PX, map_hw
-from models.wide import BLOCK_PX, LEAST, MOST, POWER, WideView, logits, weigh
+from models.wide import BLOCK_PX, LEAST, MOST, POWER, WideView, check_answer, logits, weigh
 from models.wide_defects import spoil_wide
 from models.wide_net import WideNet, fit_wide, good_level, open_wide_torch
 
@@ -138,7 +138,19 @@ def test_a_map_is_weighed_within_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", ["shape", "missing", "surplus", "nan", "dtype", "scale", "no scale", "level"]
+    "broken",
+    [
+        "shape",
+        "missing",
+        "surplus",
+        "nan",
+        "dtype",
+        "scale",
+        "no scale",
+        "level",
+        "probe",
+        "answer",
+    ],
 )
 def test_weights_that_are_none_are_refused(broken: str) -> None:
     arrays = random_view(1).arrays()
@@ -152,6 +164,8 @@ def test_weights_that_are_none_are_refused(broken: str) -> None:
         arrays["scale"] = np.array(3)
     elif broken == "no scale":
         del arrays["scale"]
+    elif broken in ("probe", "answer"):
+        del arrays[broken]
     elif broken == "level":
         arrays["level"] = np.array(np.inf)
     elif broken == "nan":
@@ -168,6 +182,24 @@ def test_a_file_holds_all_of_it(scale: int) -> None:
     again = WideView.of_arrays(view.arrays(), 1)
     assert (again.scale, again.level) == (scale, -1.25)
     assert set(again.weights) == set(view.weights)
+
+
+@pytest.mark.parametrize("fault", ["low", "nan", "layer"])
+def test_an_engine_that_says_something_else_is_refused(fault: str) -> None:
+    view = random_view(1)
+    right = open_wide(view, 1)
+    check_answer(view, right)
+    if fault == "layer":
+        weights = dict(view.weights) | {"logit.weight": view.weights["logit.weight"] * 50}
+        wrong = open_wide(replace(view, weights=weights), 1)
+    else:
+        off = np.float32(np.nan if fault == "nan" else -3)
+
+        def wrong(block: NDArray[np.uint8]) -> NDArray[np.float32]:
+            return right(block) + off
+
+    with pytest.raises(ParityError, match=r"off the reference's logits.*report it"):
+        check_answer(view, wrong)
 
 
 def test_the_level_is_what_good_images_reach(boards: list[Path]) -> None:
