@@ -34,6 +34,8 @@ class Place:
     """Whether it is large enough."""
     fails: bool
     """Whether it fails the image by itself."""
+    grown: Sequence[tuple[str, float]]
+    """(stage, score of its highest cell) of the engine's stages, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,17 @@ class Explanation:
         return asdict(self)
 
 
-def explain(seen: Seen, rule: DecisionRule, engine: str) -> Explanation:
-    """The rule's steps on what was seen."""
+def explain(
+    seen: Seen,
+    rule: DecisionRule,
+    engine: str,
+    stages: Sequence[tuple[str, NDArray[np.float32]]],
+) -> Explanation:
+    """The rule's steps on what was seen.
+
+    stages: name and scores of each of the engine's stages, like `seen.scores`, which are the last
+    one's.
+    """
     judged, recipe = seen.judged, rule.recipe
     inspected = rule.factors > 0
     peak = float(seen.scores.max(where=inspected, initial=-np.inf))
@@ -90,6 +101,7 @@ def explain(seen: Seen, rule: DecisionRule, engine: str) -> Explanation:
                 least_px=least,
                 survives=survives,
                 fails=survives and group.peak_score >= rule.image_threshold,
+                grown=[(name, float(scores[cell])) for name, scores in stages],
             )
         )
     surviving = [place for place in places if place.survives]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,24 @@ class Runtime(Protocol):
         """
 
     def close(self) -> None: ...
+
+
+class Stage(Runtime, Protocol):
+    """A runtime that changes the maps of another one."""
+
+    name: str
+    """What it brings, for people."""
+    inner: Runtime
+
+
+def stages(engine: Runtime) -> list[tuple[str, Runtime]]:
+    """The engine as it grows: first the student and teacher alone, last the whole of it."""
+    found: list[tuple[str, Runtime]] = []
+    while (inner := getattr(engine, "inner", None)) is not None:
+        stage = cast(Stage, engine)
+        found.append((stage.name, stage))
+        engine = inner
+    return [("student", engine), *reversed(found)]
 
 
 def say_nothing(sentence: str) -> None:

@@ -19,20 +19,22 @@ class LookingUp:
     up, so a recipe's zones, which decide that, should be the same in calibration and on the line.
     """
 
+    name = "precedents"
+
     def __init__(self, engine: Runtime, precedents: Precedents, level: float) -> None:
-        self._engine, self._precedents, self._level = engine, precedents, level
+        self.inner, self._precedents, self._level = engine, precedents, level
 
     @property
     def engine_id(self) -> str:
-        return self._engine.engine_id
+        return self.inner.engine_id
 
     def infer(
         self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
     ) -> list[float]:
-        self._engine.infer(padded, out)
+        self.inner.infer(padded, out)
         for frame, raw_map in zip(padded, out, strict=True):
             self._precedents.weigh(frame, raw_map, self._level)
         return [float(raw_map.max()) for raw_map in out]
 
     def close(self) -> None:
-        self._engine.close()
+        self.inner.close()

@@ -25,20 +25,22 @@ InferWhole = Callable[[Floats, Floats], Floats]
 class WithWhole:
     """Any runtime; its map becomes half of itself and half of the global branch's."""
 
+    name = "global branch"
+
     def __init__(self, engine: Runtime, graph: WholeGraph, threads: int) -> None:
-        self._engine, self._graph = engine, graph
+        self.inner, self._graph = engine, graph
         name = "openvino" if importlib.util.find_spec("openvino") else "torch"
         module = importlib.import_module(f"models.runtimes.whole_{name}")
         self._infer: InferWhole = module.open_whole(graph, threads)
 
     @property
     def engine_id(self) -> str:
-        return self._engine.engine_id
+        return self.inner.engine_id
 
     def infer(
         self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
     ) -> list[float]:
-        self._engine.infer(padded, out)
+        self.inner.infer(padded, out)
         inside = slice(FRAME_MARGIN_PX, -FRAME_MARGIN_PX)
         for frame, raw_map in zip(padded, out, strict=True):
             np.add(raw_map, self._whole(frame[inside, inside]), out=raw_map)
@@ -46,7 +48,7 @@ class WithWhole:
         return [float(raw_map.max()) for raw_map in out]
 
     def close(self) -> None:
-        self._engine.close()
+        self.inner.close()
 
     def local(self, references: Sequence[Reference]) -> list[Reference]:
         """What the engine alone must give where both together give the references."""

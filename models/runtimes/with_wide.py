@@ -34,23 +34,25 @@ class WithWide:
     otherwise than the reference.
     """
 
+    name = "wide view"
+
     def __init__(self, engine: Runtime, view: WideView, threads: int) -> None:
-        self._engine, self._view = engine, view
+        self.inner, self._view = engine, view
         self._infer = open_wide_view(view, engine.engine_id, threads)
         check_answer(view, self._infer)
 
     @property
     def engine_id(self) -> str:
-        return self._engine.engine_id
+        return self.inner.engine_id
 
     def infer(
         self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
     ) -> list[float]:
-        self._engine.infer(padded, out)
+        self.inner.infer(padded, out)
         for frame, raw_map in zip(padded, out, strict=True):
             z = logits(self._infer, frame, self._view.scale)
             weigh(raw_map, z, self._view.level)
         return [float(raw_map.max()) for raw_map in out]
 
     def close(self) -> None:
-        self._engine.close()
+        self.inner.close()

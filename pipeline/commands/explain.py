@@ -16,8 +16,10 @@ from calibrate.explanation import Explanation, explain
 from calibrate.gallery import Range, picture
 from calibrate.labelled import LabelledImage
 from calibrate.on_part import on_part
+from calibrate.scores import raw_map_of
 from models.bundle import Bundle
 from models.runtimes import open_runtime
+from models.runtimes.base import stages
 from pipeline.config import Recipe, load_recipe
 from pipeline.errors import DataError
 from pipeline.overlay import write_png
@@ -39,7 +41,8 @@ def command(
     """Why an image passes or fails: every step of the rule, and what would turn the verdict round.
 
     The picture shows the image with the boxes that fail it, and the map from black to white, which
-    is where a place fails the image by itself.
+    is where a place fails the image by itself. Where the bundle brings more than a student (the
+    wide view, precedents, the global branch), each place's score is told before and after each.
 
     [bold]linewatch explain part.png --bundle bundles/NAME[/]
     """
@@ -50,10 +53,14 @@ def command(
         chosen = load_recipe(recipe) if recipe else Recipe()
         judge = Judge(loaded, engine, {"": chosen}, least_iou=0.33)
         (seen,) = judge.judge([LabelledImage(image, False)])
+        rule = on_part(judge.rule("", seen.judged.frame_hw), seen.matrix, str(image))
+        stage_scores = [
+            (stage, rule.scores(raw_map_of(runtime_, seen.pixels, chosen)))
+            for stage, runtime_ in stages(engine)
+        ]
     finally:
         engine.close()
-    rule = on_part(judge.rule("", seen.judged.frame_hw), seen.matrix, str(image))
-    found = explain(seen, rule, judge.engine_id)
+    found = explain(seen, rule, judge.engine_id, stage_scores)
     path = out or Path(f"{image.stem}-explained.png")
     try:
         write_png(path, picture(seen, Range(0.0, seen.judged.threshold), SIDE_PX))
@@ -77,11 +84,13 @@ def _print(found: Explanation) -> None:
         steps.add_row(step, result)
     console.print(steps)
     if found.places:
-        table = Table("place", "score", "of threshold", "cells", "zone", "fails by itself")
+        *before, last = [name for name, _ in found.places[0].grown]
+        scores = [*before, f"score with {last}" if before else "score"]
+        table = Table("place", *scores, "of threshold", "cells", "zone", "fails by itself")
         for place in found.places:
             box = " ".join(map(str, place.box_xyxy))
             share = f"{place.score / found.threshold:.2f}"
             fails = "yes" if place.fails else "no"
-            row = (box, f"{place.score:.4g}", share, str(place.cells), escape(place.zone), fails)
-            table.add_row(*row)
+            grown = [f"{score:.4g}" for _, score in place.grown]
+            table.add_row(box, *grown, share, str(place.cells), escape(place.zone), fails)
         console.print(table)

@@ -20,6 +20,7 @@ from models.errors import DataError, ParityError
 from models.images import read_image
 from models.references import save_detector
 from models.runtimes import open_runtime
+from models.runtimes.base import stages
 from models.runtimes.wide_openvino import open_wide
 from models.runtimes.with_wide import WithWide
 from models.settings import TrainingSettings
@@ -325,6 +326,7 @@ def test_a_bundle_brings_it_to_the_engine(
     plain, weighed = engines
     assert isinstance(weighed, WithWide)
     assert plain.engine_id == weighed.engine_id
+    assert [name for name, _ in stages(weighed)] == ["student", "wide view"]
     frame = pad_frame(read_image(boards[1], 1)[:150, :131], FRAME_MARGIN_PX)
     maps = [np.empty((38, 33), np.float32) for _ in engines]
     peaks = [engine.infer([frame], [out])[0] for engine, out in zip(engines, maps, strict=True)]

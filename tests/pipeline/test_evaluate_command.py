@@ -173,6 +173,7 @@ def test_explain_names_the_place_and_what_would_turn_it_round(
     assert y0 < 46
     assert y1 > 30
     assert found["places"][0]["fails"]
+    assert found["places"][0]["grown"] == [["student", pytest.approx(found["score"])]]
     assert cv2.imread(str(picture)) is not None
     above = tmp_path / "above.yaml"
     above.write_text(
@@ -192,6 +193,25 @@ def test_explain_names_the_place_and_what_would_turn_it_round(
     passed = answer("explain", image, "--bundle", calibrated, "--out", picture, "--recipe", high)
     assert passed["because"].startswith("decided at the pixel threshold")
     assert run(["explain", str(image), "--bundle", str(calibrated), "--out", str(picture)]) == 0
+
+
+def test_explain_tells_what_each_stage_of_the_engine_brought(
+    data: Path, answer: Answer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = untrained_bundle(tmp_path, global_branch=True)
+    options = ["--good", data / "good", "--runtime", "openvino/f32"]
+    calibrated = answer("calibrate", whole, *options)["bundle"]
+    low = tmp_path / "low.yaml"
+    low.write_text("pixel_threshold: 0.01\nimage_threshold: 0.01\n")
+    arguments = ["explain", data / "bad" / "spot" / "b01.png", "--bundle", calibrated,
+                 "--out", tmp_path / "why.png", "--recipe", low]  # fmt: skip
+    place = answer(*arguments)["places"][0]
+    (first, alone), (second, together) = place["grown"]
+    assert (first, second) == ("student", "global branch")
+    assert together == pytest.approx(place["score"])
+    assert alone != pytest.approx(together)
+    assert run([str(argument) for argument in arguments]) == 0
+    assert "score with" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
