@@ -9,7 +9,7 @@ from models.augment import Augmentation, check_augmentation
 from models.errors import DataError
 from models.masks import MASKS
 from models.variants import ALLOWED_SCALES, RECEPTIVE_FIELD_PX
-from models.wide import SCALES
+from models.wide import MOST_NETWORKS, SCALES
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ class TrainingSettings:
     wide_scale: int = 1
     """2: of the frame at half its size, where it sees 400 px: for textures, cracks and shades."""
     wide_steps: int = 1500
+    wide_networks: int = 1
+    """Their mean counts: steadier where good surface varies, and so many times as long."""
     wide_crop_px: int = 192
     global_branch: bool = False
     """Look at the whole frame at 256x256 too: for what is missing, misplaced or too much."""
@@ -110,6 +112,7 @@ def check_settings(settings: TrainingSettings) -> None:
         "global_steps": settings.global_steps >= 1,
         "wide_scale": settings.wide_scale in SCALES,
         "wide_steps": settings.wide_steps >= 1,
+        "wide_networks": 1 <= settings.wide_networks <= MOST_NETWORKS,
         "wide_crop_px": settings.wide_crop_px >= RECEPTIVE_FIELD_PX,
         "map_channels": settings.map_channels >= 0,
         "stride": settings.stride >= 0,

@@ -53,7 +53,7 @@ from models.validation import (
     on_images,
 )
 from models.wide import WideView
-from models.wide_net import fit_wide, good_level
+from models.wide_fit import train_wide
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
@@ -201,25 +201,22 @@ def train(
     states = [each.state for each in companions if each.state is not None]
     if settings.wide_view:
         at = settings.wide_scale
-        wide_state = state_dir / f"training-{key[:16]}-wide.state" if state_dir else None
-        states += [wide_state] if wide_state else []
-        wide, wide_losses = fit_wide(
+        name = f"training-{key[:16]}-wide"
+        numbers = range(settings.wide_networks)
+        wide_states = [state_dir / f"{name}-{k}.state" for k in numbers] if state_dir else []
+        states += wide_states
+        wide, wide_losses = train_wide(
             tiles[settings.scales.index(at)] if at in settings.scales else cut(scale=at),
             channels,
-            scale=at,
-            steps=settings.wide_steps,
-            crop_px=settings.wide_crop_px,
-            augmentation=settings.augment,
-            seed=settings.seed,
+            held_out,
+            settings,
+            inspected=inspected,
             device=device,
-            state=wide_state,
+            states=wide_states,
             key=key,
             resume=resume,
-            progress=partial(report, "train the wide view"),
+            report=report,
         )
-        looked_at = partial(report, "the wide view's level")
-        level = good_level(wide, held_out, inspected, device=device, progress=looked_at)
-        wide = replace(wide, level=level)
     losses = [loss for fit in fits.values() for loss in fit.losses]
     provenance = {
         "trained_by": "models.training",

@@ -32,6 +32,7 @@ from models.variants import FRAME_MARGIN_PX, MARGIN_PX, STRIDE, map_hw
 WIDTHS = (24, 48, 96, 128, 128)
 """Channels at 1/2, 1/4 (the map's), 1/8, 1/16 and 1/32 of the frame."""
 SCALES = (1, 2)
+MOST_NETWORKS = 8
 PROBE_PX = 96
 TOLERANCE = 0.05
 """Of z: a fortieth of the map."""
@@ -99,10 +100,11 @@ def forward(
 
 @dataclass(frozen=True, slots=True)
 class WideView:
-    """The network's weights: `NAME.weight` [out, in, k, k] and `NAME.bias` [out]."""
+    """One network, or several whose mean z counts (`settings.wide_networks`)."""
 
     in_channels: int
-    weights: Mapping[str, Floats]
+    networks: tuple[Mapping[str, Floats], ...]
+    """Of each its weights: `NAME.weight` [out, in, k, k] and `NAME.bias` [out]."""
     scale: int = 1
     level: float = 0.0
     """The highest z of a good image: the median of held-out ones."""
@@ -118,7 +120,9 @@ class WideView:
         }
         if self.probe is not None and self.answer is not None:
             plain |= {PROBE: self.probe, ANSWER: self.answer}
-        return plain | {name: self.weights[name] for name in sorted(self.weights)}
+        for number, weights in enumerate(self.networks):
+            plain |= {f"{number}.{name}": weights[name] for name in sorted(weights)}
+        return plain
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], in_channels: int) -> WideView:
@@ -134,10 +138,12 @@ class WideView:
             raise ValueError(f"{PROBE}: {probe.dtype} {probe.shape} found, expected a block")
         if answer.shape != (PROBE_PX // STRIDE,) * 2 or not np.isfinite(answer).all():
             raise ValueError(f"{ANSWER}: {answer.shape} found, expected finite z of the block")
-        expected: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for name, one in convolutions(in_channels).items():
-            expected[f"{name}.weight"] = (one.outputs, one.inputs, one.kernel, one.kernel)
-            expected[f"{name}.bias"] = (one.outputs,)
+            shapes[f"{name}.weight"] = (one.outputs, one.inputs, one.kernel, one.kernel)
+            shapes[f"{name}.bias"] = (one.outputs,)
+        count = max(1, len(arrays) // len(shapes))
+        expected = {f"{k}.{name}": shape for k in range(count) for name, shape in shapes.items()}
         if set(arrays) != set(expected):
             wrong = sorted(set(arrays) ^ set(expected))
             raise ValueError(f"{', '.join(wrong[:3])}: missing or too many")
@@ -147,7 +153,8 @@ class WideView:
                 raise ValueError(
                     f"{name}: {found.dtype} {found.shape} found, expected finite float32 {shape}"
                 )
-        return cls(in_channels, arrays, int(plain[0]), float(plain[1]), probe, answer)
+        networks = tuple({name: arrays[f"{k}.{name}"] for name in shapes} for k in range(count))
+        return cls(in_channels, networks, int(plain[0]), float(plain[1]), probe, answer)
 
 
 def check_answer(view: WideView, infer: Infer) -> None:

@@ -1,68 +1,21 @@
-"""The wide view in torch: the reference, and its training (`models.wide` tells what).
-
-1. Crops of good tiles, half of them with drawn defects (`models.wide_defects`); they come back to
-   where good surface looks worst (`models.crops`).
-2. A logistic loss on each cell: the mean of the good ones and of the hardest of them, and the mean
-   of each defect, however large.
-3. Muon (`models.muon`), one cycle of the learning rate. Batch normalisation (Ioffe and Szegedy,
-   2015), which is folded into the convolutions at the end.
-4. The level above which z counts: the median of the highest z of held-out good images.
-
-On a CPU, one seed and one number of threads give one result.
-"""
+"""The wide view in torch: the reference (`models.wide` tells what it is)."""
 
 from __future__ import annotations
 
-import json
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from models.augment import Augmentation
-from models.checkpoint import load_state, save_state
-from models.compute import channels_last, compute_type, seeded
-from models.crops import GOOD, UNSURE, Batch, CropSource
-from models.errors import DataError
-from models.fit import SAVE_SECONDS
-from models.images import read_image
-from models.muon import Muon
-from models.tiles import TileSet, cells_hw, pad_frame
-from models.variants import FRAME_MARGIN_PX, MARGIN_PX, STRIDE
-from models.wide import (
-    GRID_PX,
-    PROBE_PX,
-    Floats,
-    Image,
-    Infer,
-    WideView,
-    convolutions,
-    forward,
-    logits,
-)
-from models.wide_defects import spoil_wide
+from models.compute import channels_last
+from models.wide import PROBE_PX, Floats, Image, Infer, WideView, convolutions, forward
 
-BATCH = 8
-LEARNING_RATE = 8e-3
-WEIGHT_DECAY = 1e-2
-WARM_UP = 0.05
-MAX_GRADIENT = 1.0
-GOOD_WEIGHT, HARD_WEIGHT, HARD_SHARE = 3.0, 0.3, 1 / 200
 FIRST_LOGIT = -3.0
 """Before anything is learnt all looks good: most of it is."""
-HIGHEST_LOGIT = 20.0
-LEAST_STATES = 8
-"""So often the state is written, however fast the training is."""
-MOST_LOOKED_AT = 48
-"""Held-out images for the level."""
 
 
 class WideNet(nn.Module):
@@ -117,10 +70,7 @@ class WideNet(nn.Module):
             for kind, values in (("weight", weight), ("bias", bias)):
                 plain = values.float().cpu().contiguous().numpy()
                 weights[f"{name}.{kind}"] = np.ascontiguousarray(plain)
-        coarse = np.random.default_rng(0).integers(0, 256, (12, 12, self.in_channels), np.uint8)
-        probe = coarse.repeat(PROBE_PX // 12, axis=0).repeat(PROBE_PX // 12, axis=1)
-        view = WideView(self.in_channels, weights)
-        return replace(view, probe=probe, answer=open_wide_torch(view, "cpu")(probe))
+        return together([WideView(self.in_channels, (weights,))])
 
 
 def _twice(x: torch.Tensor) -> torch.Tensor:
@@ -129,161 +79,26 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
 
 def open_wide_torch(view: WideView, device: str) -> Infer:
     """See `models.wide.Infer`; in float32."""
-    net = WideNet(view.in_channels, normed=False).eval()
-    net.load_state_dict({name: torch.from_numpy(value) for name, value in view.weights.items()})
-    net.to(device)
+    nets = []
+    for weights in view.networks:
+        net = WideNet(view.in_channels, normed=False).eval()
+        net.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+        nets.append(net.to(device))
 
     def infer(block: Image) -> Floats:
         with torch.inference_mode():
-            found: Floats = net(torch.from_numpy(block)[None].to(device))[0].cpu().numpy()
+            pixels = torch.from_numpy(block)[None].to(device)
+            z = torch.stack([net(pixels)[0] for net in nets]).mean(dim=0)
+        found: Floats = z.cpu().numpy()
         return found
 
     return infer
 
 
-def fit_wide(
-    tiles: TileSet,
-    channels: int,
-    *,
-    scale: int = 1,
-    steps: int,
-    crop_px: int,
-    augmentation: Augmentation,
-    seed: int,
-    device: str = "cpu",
-    state: Path | None = None,
-    key: str = "",
-    resume: bool = False,
-    progress: Callable[[int, int], None],
-) -> tuple[WideView, list[float]]:
-    """Train on crops of good tiles of this scale, `crop_px` made up to whole `GRID_PX`; the view's
-    level is still 0 (`good_level`).
-
-    state: written now and then, of this `key`; `resume` goes on from it.
-    Raises `DataError` when the training diverges: the state before it stays on disk.
-    """
-    crop_px = -(-crop_px // GRID_PX) * GRID_PX
-    with seeded(seed):
-        net = WideNet(channels, normed=True).to(device).train()
-    rng = np.random.default_rng([seed, 7])
-    source = CropSource(
-        tiles,
-        rng,
-        batch=BATCH,
-        crop_px=crop_px,
-        spoiled=0.5,
-        revisited=0.5,
-        augmentation=augmentation,
-        draw_defects=spoil_wide,
-    )
-    optimiser = Muon(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    half, kind = compute_type(torch.device(device)), torch.device(device).type
-    losses: list[float] = []
-    before = load_state(state, key) if resume and state is not None else None
-    if before is not None:
-        net.load_state_dict(before["net"])
-        optimiser.load_state_dict(before["optimiser"])
-        rng.bit_generator.state = json.loads(before["rng"])
-        source.remember(before["hardest"])
-        losses = before["losses"]
-    saved = time.monotonic()
-    for step in range(len(losses), steps):
-        for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * _cycle(step / steps)
-        batch = source.draw()
-        pixels, cells = _together(batch, crop_px)
-        with torch.autocast(kind, half, enabled=half != torch.float32):
-            z = net(pixels.to(device))
-        margin = MARGIN_PX // STRIDE
-        z = z[:, margin : margin + cells.shape[1], margin : margin + cells.shape[2]]
-        loss = _loss(z, cells.to(device))
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            raise DataError(
-                f"loss {losses[-1]} found at step {step + 1} of the wide view, expected a finite "
-                "one: train without wide_view, or look at the images"
-            )
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(net.parameters(), MAX_GRADIENT)
-        optimiser.step()
-        good = z.detach().cpu().where(cells == GOOD, -HIGHEST_LOGIT).amax(dim=(1, 2))
-        highest = good.clamp(max=HIGHEST_LOGIT).exp()
-        order = [number for crops in batch.groups for number in crops.numbers]
-        by_number = dict(zip(order, highest.tolist(), strict=True))
-        source.report(batch, [by_number[number] for number in range(BATCH)])
-        due = (step + 1) % max(1, steps // LEAST_STATES) == 0
-        if state is not None and (due or time.monotonic() - saved > SAVE_SECONDS):
-            now = {
-                "net": net.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "rng": json.dumps(rng.bit_generator.state),
-                "hardest": source.remembered(),
-                "losses": losses,
-            }
-            save_state(state, key, now)
-            saved = time.monotonic()
-        progress(step + 1, steps)
-    return replace(net.eval().cpu().view(), scale=scale), losses
-
-
-def good_level(
-    view: WideView,
-    paths: Sequence[Path],
-    inspected: NDArray[np.bool_] | None = None,
-    *,
-    device: str = "cpu",
-    progress: Callable[[int, int], None],
-) -> float:
-    """The median, over good images, of the highest z of an image; see `WideView.level`.
-
-    inspected: bool (H, W); cells outside of it do not count.
-    """
-    infer = open_wide_torch(view, device)
-    counted = None if inspected is None else inspected[::STRIDE, ::STRIDE]
-    highest = []
-    for number, path in enumerate(paths[:MOST_LOOKED_AT]):
-        padded = pad_frame(read_image(path, view.in_channels), FRAME_MARGIN_PX)
-        z = logits(infer, padded, view.scale)
-        highest.append(float(z.max() if counted is None else z[counted].max()))
-        progress(number + 1, min(len(paths), MOST_LOOKED_AT))
-    return float(np.median(highest))
-
-
-def _cycle(done: float) -> float:
-    """Up in the first twentieth, then down as a cosine."""
-    if done < WARM_UP:
-        return max(1e-3, done / WARM_UP)
-    return 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
-
-
-def _together(batch: Batch, crop_px: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All crops in one size, the smaller ones made up with their last pixels, where nothing is
-    asked; one normalisation for all."""
-    rows, columns = cells_hw(crop_px, crop_px)
-    pixels, cells = [], []
-    for crops in batch.groups:
-        height, width = crops.pixels.shape[1:3]
-        spare = (0, crop_px - width, 0, crop_px - height)
-        planes = crops.pixels.permute(0, 3, 1, 2).float()
-        pixels.append(functional.pad(planes, spare, mode="replicate").permute(0, 2, 3, 1))
-        found = torch.full((len(crops.cells), rows, columns), UNSURE, dtype=torch.int64)
-        found[:, : crops.cells.shape[1], : crops.cells.shape[2]] = crops.cells
-        cells.append(found)
-    return torch.cat(pixels), torch.cat(cells)
-
-
-def _loss(z: torch.Tensor, cells: torch.Tensor) -> torch.Tensor:
-    """Logits and states [N, rows, columns] -> the loss."""
-    loss = 0 * z.sum()
-    good, bad = cells == GOOD, cells > GOOD
-    if bool(good.any()):
-        each = functional.softplus(z[good])
-        hardest = each.topk(max(1, round(each.numel() * HARD_SHARE)), sorted=False).values
-        loss = loss + GOOD_WEIGHT * each.mean() + HARD_WEIGHT * hardest.mean()
-    if bool(bad.any()):
-        _, defect = torch.unique(cells[bad], return_inverse=True)
-        each = functional.softplus(-z[bad])
-        sums = each.new_zeros(int(defect.max()) + 1).index_add(0, defect, each)
-        loss = loss + (sums / torch.bincount(defect)).mean()
-    return loss
+def together(views: Sequence[WideView]) -> WideView:
+    """The networks of all as one view, like the first else, with a probe and its answer."""
+    first = views[0]
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 12, first.in_channels), np.uint8)
+    probe = coarse.repeat(PROBE_PX // 12, axis=0).repeat(PROBE_PX // 12, axis=1)
+    all_ = replace(first, networks=tuple(net for view in views for net in view.networks))
+    return replace(all_, probe=probe, answer=open_wide_torch(all_, "cpu")(probe))

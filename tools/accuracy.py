@@ -89,6 +89,7 @@ PLANS = {
             wide_view=True,
             wide_scale=2,
             wide_steps=6000,
+            wide_networks=2,
             validations=4,
         ),
         Recipe(box_fraction=0.4, edge_px=16),
@@ -204,6 +205,8 @@ def run_seed(
     """Train, calibrate and look at the test images; results and how they came about."""
     begun = time.monotonic()
     choosing, calibrating = halves(images.val)
+    state_dir = work / f"states-{_sources()}"
+    resumed = any(state_dir.glob("*.state"))
     trained = train(
         images.train,
         variant,
@@ -214,9 +217,13 @@ def run_seed(
             [image.path for image in choosing.good], [image.path for image in choosing.bad]
         ),
         cache_dir=work / "tiles",
+        state_dir=state_dir,
+        resume=True,
         device=device,
         progress=report,
     )
+    for state in trained.states:
+        state.unlink(missing_ok=True)
     minutes = (time.monotonic() - begun) / 60
     bundle = save_detector(
         work / "bundles",
@@ -240,6 +247,7 @@ def run_seed(
     looked = look(calibrated, images.test, plan.recipe, report)
     about = {
         "minutes": minutes,
+        "resumed": resumed,
         "kept_steps": {scale: fit.kept_step for scale, fit in trained.fits.items()},
         "bundle": calibrated.name,
     }
@@ -331,7 +339,8 @@ def toy_auroc(images: ImageSet) -> float:
 def print_table(found: dict[str, Any]) -> None:
     """One table for each data set, kinds of defects below."""
     for name, figures_ in found["sets"].items():
-        minutes = np.mean([run["minutes"] for run in figures_["runs"]])
+        whole = [run["minutes"] for run in figures_["runs"] if not run["resumed"]]
+        minutes = f"{np.mean(whole):.1f}" if whole else "?"
         table = Table(title=f"{name}: {found['variant']}, {len(found['seeds'])} seed(s)")
         for column in ("", "mean", "low", "high"):
             table.add_column(column, justify="right" if column else "left")
@@ -341,7 +350,7 @@ def print_table(found: dict[str, Any]) -> None:
             for key, values in of_kind.items():
                 table.add_row(f"{kind}: {ROWS[key]}", *(f"{value:.3f}" for value in values))
         table.caption = (
-            f"toy: image AUROC {figures_['toy_image_auroc']:.3f}; {minutes:.1f} min a training; "
+            f"toy: image AUROC {figures_['toy_image_auroc']:.3f}; {minutes} min a training; "
             f"{found['machine']}, {found['when']}"
         )
         Console().print(table)

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from striped import stripes
 
 from models.augment import Augmentation
 from models.bundle import Bundle, recalibrated
-from models.defects import FEW_TONES
 from models.errors import DataError, ParityError
 from models.images import read_image
 from models.references import save_detector
@@ -25,22 +25,12 @@ from models.runtimes.wide_openvino import open_wide
 from models.runtimes.with_wide import WithWide
 from models.settings import TrainingSettings
 from models.shrink import shrunk
-from models.surface_defects import draw_crack, draw_patch, draw_shade
 from models.tiles import build_tiles, pad_frame
 from models.training import TrainedDetector, train
 from models.variants import FRAME_MARGIN_PX, map_hw
 from models.wide import BLOCK_PX, LEAST, MOST, POWER, WideView, check_answer, logits, weigh
-from models.wide_defects import spoil_wide
-from models.wide_net import WideNet, fit_wide, good_level, open_wide_torch
-
-
-def stripes(seed: int, side: int = 160) -> NDArray[np.uint8]:
-    """Dark tracks on a bright board, from left to right."""
-    rng = np.random.default_rng(seed)
-    image = np.full((side, side), 220, np.uint8)
-    for row in range(int(rng.integers(8, 16)), side, 24):
-        image[row : row + 8] = 40
-    return image
+from models.wide_fit import fit_wide, good_level, train_wide
+from models.wide_net import WideNet, open_wide_torch, together
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +52,13 @@ def random_view(channels: int, seed: int = 0) -> WideView:
     return net.eval().view()
 
 
+@pytest.mark.parametrize("networks", [1, 2])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shape", [(32, 32), (64, 96), (160, 32)])
-def test_openvino_says_what_torch_says(channels: int, shape: tuple[int, int]) -> None:
-    view = random_view(channels)
+def test_openvino_says_what_torch_says(
+    networks: int, channels: int, shape: tuple[int, int]
+) -> None:
+    view = together([random_view(channels, seed) for seed in range(networks)])
     block = np.random.default_rng(0).integers(0, 256, (*shape, channels)).astype(np.uint8)
     by_torch = open_wide_torch(view, "cpu")(block)
     assert by_torch.shape == (shape[0] // 4, shape[1] // 4)
@@ -156,11 +149,11 @@ def test_a_map_is_weighed_within_limits() -> None:
 def test_weights_that_are_none_are_refused(broken: str) -> None:
     arrays = random_view(1).arrays()
     if broken == "shape":
-        arrays["stem.bias"] = arrays["stem.bias"][:3]
+        arrays["0.stem.bias"] = arrays["0.stem.bias"][:3]
     elif broken == "missing":
-        del arrays["logit.bias"]
+        del arrays["0.logit.bias"]
     elif broken == "surplus":
-        arrays["more.bias"] = arrays["stem.bias"]
+        arrays["0.more.bias"] = arrays["0.stem.bias"]
     elif broken == "scale":
         arrays["scale"] = np.array(3)
     elif broken == "no scale":
@@ -170,19 +163,25 @@ def test_weights_that_are_none_are_refused(broken: str) -> None:
     elif broken == "level":
         arrays["level"] = np.array(np.inf)
     elif broken == "nan":
-        arrays["stem.bias"] = np.full_like(arrays["stem.bias"], np.nan)
+        arrays["0.stem.bias"] = np.full_like(arrays["0.stem.bias"], np.nan)
     else:
-        arrays["stem.bias"] = arrays["stem.bias"].astype(np.float64)
+        arrays["0.stem.bias"] = arrays["0.stem.bias"].astype(np.float64)
     with pytest.raises(ValueError, match=r"found|missing"):
         WideView.of_arrays(arrays, 1)
 
 
 @pytest.mark.parametrize("scale", [1, 2])
-def test_a_file_holds_all_of_it(scale: int) -> None:
-    view = replace(random_view(1), scale=scale, level=-1.25)
+@pytest.mark.parametrize("networks", [1, 3])
+def test_a_file_holds_all_of_it(scale: int, networks: int) -> None:
+    view = together([random_view(1, seed) for seed in range(networks)])
+    view = replace(view, scale=scale, level=-1.25)
     again = WideView.of_arrays(view.arrays(), 1)
     assert (again.scale, again.level) == (scale, -1.25)
-    assert set(again.weights) == set(view.weights)
+    assert len(again.networks) == networks
+    for mine, found in zip(view.networks, again.networks, strict=True):
+        assert set(found) == set(mine)
+        for name, weight in mine.items():
+            np.testing.assert_array_equal(found[name], weight)
 
 
 @pytest.mark.parametrize("fault", ["low", "nan", "layer"])
@@ -191,8 +190,9 @@ def test_an_engine_that_says_something_else_is_refused(fault: str) -> None:
     right = open_wide(view, 1)
     check_answer(view, right)
     if fault == "layer":
-        weights = dict(view.weights) | {"logit.weight": view.weights["logit.weight"] * 50}
-        wrong = open_wide(replace(view, weights=weights), 1)
+        (plain,) = view.networks
+        louder = dict(plain) | {"logit.weight": plain["logit.weight"] * 50}
+        wrong = open_wide(replace(view, networks=(louder,)), 1)
     else:
         off = np.float32(np.nan if fault == "nan" else -3)
 
@@ -229,6 +229,41 @@ def fitted(paths: list[Path], steps: int, seed: int = 0) -> tuple[WideView, list
     )
 
 
+def test_several_networks_are_averaged(boards: list[Path], tmp_path: Path) -> None:
+    """Unlike each other, the first as if it were alone, each with a state of its own."""
+    tiles = build_tiles(boards, 1, tile=128)
+    wanted = TrainingSettings(wide_view=True, wide_steps=3, wide_crop_px=96, seed=4)
+    told: list[str] = []
+
+    def trained_wide(networks: int) -> WideView:
+        view, losses = train_wide(
+            tiles,
+            1,
+            boards[:2],
+            replace(wanted, wide_networks=networks),
+            states=[tmp_path / f"{networks}-{k}" for k in range(networks)],
+            report=lambda what, done, of: told.append(what),
+        )
+        assert len(losses) == 3 * networks
+        return view
+
+    alone, both = trained_wide(1), trained_wide(2)
+    assert {"train the wide view", "train the wide view 2 of 2"} <= set(told)
+    assert {path.name for path in tmp_path.iterdir()} == {"1-0", "2-0", "2-1"}
+    for name, weight in alone.networks[0].items():
+        np.testing.assert_array_equal(weight, both.networks[0][name])
+    stems = [net["stem.weight"] for net in both.networks]
+    assert not np.allclose(*stems, atol=1e-3)
+    block = np.random.default_rng(3).integers(0, 256, (64, 64, 1)).astype(np.uint8)
+    each = [
+        open_wide_torch(replace(both, networks=(network,)), "cpu")(block)
+        for network in both.networks
+    ]
+    np.testing.assert_allclose(
+        open_wide_torch(both, "cpu")(block), np.mean(each, axis=0), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_it_learns(boards: list[Path]) -> None:
     _, losses = fitted(boards, 24)
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
@@ -238,8 +273,8 @@ def test_one_seed_gives_one_result(boards: list[Path]) -> None:
     view, losses = fitted(boards, 3)
     again, same = fitted(boards, 3)
     assert losses == same
-    for name, weight in view.weights.items():
-        np.testing.assert_array_equal(weight, again.weights[name])
+    for name, weight in view.networks[0].items():
+        np.testing.assert_array_equal(weight, again.networks[0][name])
     assert fitted(boards, 3, seed=1)[1] != losses
 
 
@@ -278,8 +313,8 @@ def test_killed_and_resumed_is_as_not_killed(boards: list[Path], tmp_path: Path)
     again, same = fit(0, resume=True)
     assert told == list(range(9, 17))  # the state of step 8
     assert same == losses
-    for name, weight in whole.weights.items():
-        np.testing.assert_array_equal(weight, again.weights[name])
+    for name, weight in whole.networks[0].items():
+        np.testing.assert_array_equal(weight, again.networks[0][name])
     with pytest.raises(Killed):
         fit(1, resume=True, key="b")  # another training's state is not taken
     assert told == [1]
@@ -340,65 +375,7 @@ def test_a_bundle_brings_it_to_the_engine(
         engine.close()
 
 
-@pytest.mark.parametrize("name", ["wide_steps", "wide_crop_px", "wide_scale"])
+@pytest.mark.parametrize("name", ["wide_steps", "wide_crop_px", "wide_scale", "wide_networks"])
 def test_settings_that_cannot_be_trained_with(boards: list[Path], name: str) -> None:
     with pytest.raises(DataError, match=name):
         train(boards, settings=TrainingSettings(**{name: 0}))
-
-
-def test_bridges_join_what_was_apart() -> None:
-    image = stripes(0).astype(np.float32) / 255
-    marks = joined = 0
-    for seed in range(80):
-        before = image.copy()
-        after, where = spoil_wide(np.random.default_rng(seed), image, 4)
-        assert (image == before).all()
-        assert set(np.unique(after)) <= set(np.unique(image))
-        assert where.max() <= 4
-        marks += int((where > 0).any())
-        # A column of one tone over two tracks and what lies between them.
-        dark = (after < 0.5).astype(np.uint8)
-        joined += (
-            cv2.connectedComponents(dark)[0]
-            < cv2.connectedComponents((image < 0.5).astype(np.uint8))[0]
-        )
-    assert marks > 70
-    assert joined > 8
-
-
-@pytest.mark.parametrize("tones", [1, FEW_TONES + 1, 200])
-@pytest.mark.parametrize("shape", [(40, 40), (64, 96, 3)])
-def test_pictures_of_all_kinds_are_drawn_into(tones: int, shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(0)
-    picture = (rng.integers(0, tones, shape) / max(1, tones)).astype(np.float32)
-    after, where = spoil_wide(rng, picture, 5, specks=2)
-    assert after.shape == shape
-    assert where.shape == shape[:2]
-    assert after.min() >= 0
-    assert after.max() <= 1
-
-
-@pytest.mark.parametrize("shape", [(90, 70), (200, 160), (120, 120, 3), (30, 30)])
-def test_surfaces_are_marred_where_it_says(shape: tuple[int, ...]) -> None:
-    """Cracks, shades and patches: what is marked was changed, and all of them come about."""
-    grain = np.random.default_rng(0).normal(0.5, 0.03, shape)
-    surface = cv2.GaussianBlur(grain, (0, 0), 0.8).astype(np.float32)
-    for draw in (draw_crack, draw_shade, draw_patch):
-        seen = 0
-        for seed in range(40):
-            picture = surface.copy()
-            drawn = draw(np.random.default_rng(seed), picture)
-            if drawn is None:
-                assert (picture == surface).all()
-                continue
-            assert picture.min() >= 0
-            assert picture.max() <= 1
-            change = np.abs(picture - surface).reshape(*shape[:2], -1).max(axis=2)
-            outside = np.ones(shape[:2], np.bool_)
-            outside[drawn.spot] = False
-            assert not change[outside].any()
-            assert drawn.seen.shape == drawn.unsure.shape == change[drawn.spot].shape
-            if drawn.seen.any():
-                seen += 1
-                assert change[drawn.spot][drawn.seen].max() > 2 / 255
-        assert seen >= 3, draw.__name__

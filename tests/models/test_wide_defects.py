@@ -1,0 +1,70 @@
+"""What the wide view learns from: bridges, and what reaches far over a surface."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from striped import stripes
+
+from models.defects import FEW_TONES
+from models.surface_defects import draw_crack, draw_patch, draw_shade
+from models.wide_defects import spoil_wide
+
+
+def test_bridges_join_what_was_apart() -> None:
+    image = stripes(0).astype(np.float32) / 255
+    marks = joined = 0
+    for seed in range(80):
+        before = image.copy()
+        after, where = spoil_wide(np.random.default_rng(seed), image, 4)
+        assert (image == before).all()
+        assert set(np.unique(after)) <= set(np.unique(image))
+        assert where.max() <= 4
+        marks += int((where > 0).any())
+        # A column of one tone over two tracks and what lies between them.
+        dark = (after < 0.5).astype(np.uint8)
+        joined += (
+            cv2.connectedComponents(dark)[0]
+            < cv2.connectedComponents((image < 0.5).astype(np.uint8))[0]
+        )
+    assert marks > 70
+    assert joined > 8
+
+
+@pytest.mark.parametrize("tones", [1, FEW_TONES + 1, 200])
+@pytest.mark.parametrize("shape", [(40, 40), (64, 96, 3)])
+def test_pictures_of_all_kinds_are_drawn_into(tones: int, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    picture = (rng.integers(0, tones, shape) / max(1, tones)).astype(np.float32)
+    after, where = spoil_wide(rng, picture, 5, specks=2)
+    assert after.shape == shape
+    assert where.shape == shape[:2]
+    assert after.min() >= 0
+    assert after.max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(90, 70), (200, 160), (120, 120, 3), (30, 30)])
+def test_surfaces_are_marred_where_it_says(shape: tuple[int, ...]) -> None:
+    """Cracks, shades and patches: what is marked was changed, and all of them come about."""
+    grain = np.random.default_rng(0).normal(0.5, 0.03, shape)
+    surface = cv2.GaussianBlur(grain, (0, 0), 0.8).astype(np.float32)
+    for draw in (draw_crack, draw_shade, draw_patch):
+        seen = 0
+        for seed in range(40):
+            picture = surface.copy()
+            drawn = draw(np.random.default_rng(seed), picture)
+            if drawn is None:
+                assert (picture == surface).all()
+                continue
+            assert picture.min() >= 0
+            assert picture.max() <= 1
+            change = np.abs(picture - surface).reshape(*shape[:2], -1).max(axis=2)
+            outside = np.ones(shape[:2], np.bool_)
+            outside[drawn.spot] = False
+            assert not change[outside].any()
+            assert drawn.seen.shape == drawn.unsure.shape == change[drawn.spot].shape
+            if drawn.seen.any():
+                seen += 1
+                assert change[drawn.spot][drawn.seen].max() > 2 / 255
+        assert seen >= 3, draw.__name__
