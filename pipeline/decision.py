@@ -307,8 +307,19 @@ def _beat(
             camera: CAMERA_STATES[stage.board.camera(f"capture.{camera}")]
             for camera in stage.station.config.cameras
         }
-        ready &= stage.board.state("worker") == READY and stage.board.order == GO_ON
-        publisher.heartbeat(journal.stream_id, journal.last, ready=ready, cameras=cameras)
+        why = _why_not_ready(stage, stored=ready)
+        publisher.heartbeat(
+            journal.stream_id, journal.last, ready=not why, cameras=cameras, why=why
+        )
+
+
+def _why_not_ready(stage: Stage, *, stored: bool) -> str:
+    """Empty: it is. stored: whether what was decided is in the journal."""
+    if stage.board.order != GO_ON:
+        return "the line is being stopped"
+    if stage.board.state("worker") != READY:
+        return stage.board.note("worker") or "the worker starts"
+    return "" if stored else "the disk takes no results: see the log"
 
 
 def _wait(inbox: zmq.Socket[bytes], deadlines_ns: Sequence[int]) -> None:

@@ -60,10 +60,11 @@ class Publisher:
         *,
         ready: bool,
         cameras: Mapping[str, str] | None = None,
+        why: str = "",
     ) -> None:
         """Send one; the next is due `heartbeat_ms` from now."""
         self._next_ns = time.monotonic_ns() + self._every_ns
-        beat = Heartbeat(stream_id, last, time.time_ns(), ready, cameras or {})
+        beat = Heartbeat(stream_id, last, time.time_ns(), ready, cameras or {}, why)
         self._socket.send_multipart([HEARTBEAT_TOPIC.encode(), encode(beat)])
 
     def close(self) -> None:

@@ -69,6 +69,8 @@ class Heartbeat:
     ready: bool = True
     cameras: Mapping[str, str] = field(default_factory=dict)
     """Camera -> connecting, ready, lost or frozen."""
+    why: str = ""
+    """What the line waits for while it is not ready, for people."""
 
     @property
     def topic(self) -> str:
@@ -281,6 +283,8 @@ def _check(message: Anything) -> None:
 
 
 def _get(found: Mapping[str, Any], name: str) -> object:
+    if (found["kind"], name) in SINCE and name not in found:
+        return SINCE[found["kind"], name]
     if name not in found:
         raise WireError(f"a {found.get('kind')} message without {name!r} found")
     return found[name]
@@ -339,6 +343,8 @@ def _no_bool(*values: int) -> bool:
 _LABEL_OF = {Reason.OK: Label.PASS, Reason.DEFECT: Label.FAIL}
 _LABELS = {label.value for label in Label}
 _REASONS = {reason.value for reason in Reason}
+SINCE = {("heartbeat", "why"): ""}
+"""Fields that came later in this version: what they are where an older side leaves them out."""
 _EXPECTED = {
     "station": "str",
     "camera": "str",

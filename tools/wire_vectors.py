@@ -83,6 +83,9 @@ MESSAGES: dict[str, Anything] = {
     "a heartbeat": Heartbeat(
         _STREAM, {"frame/left/": 9, "part/": 10}, _T_NS, True, {"left": "ready", "right": "lost"}
     ),
+    "a heartbeat of a line that is not ready": Heartbeat(
+        _STREAM, {}, _T_NS, False, {"left": "connecting"}, "loading the engine"
+    ),
     "rows are asked for": Ask(_STREAM, "part/", 8, 500),
     "rows of whichever stream runs are asked for": Ask("", "frame/left/", 0, 1),
     "the head of an answer": Rows(_STREAM, "part/", 8, True, _STREAM, 1, 1, 10, False),

@@ -57,12 +57,17 @@ def command(
     until = time.monotonic() + for_s if for_s else None
     shown = missed = 0
     silent = False
+    why = ""
     if (secret is None) != (server is None):
         raise ConfigError("half of the keys found, expected --secret and --server together")
     keys = ClientKeys.read(secret, server) if secret and server else None
     with Subscriber(endpoint, topic or ["frame/"], replay=replay, keys=keys) as stream:
         while not (count and shown >= count) and not (until and time.monotonic() > until):
             event = stream.receive(timeout_ms=_POLL_MS)
+            beat = stream.heartbeat
+            if beat is not None and beat.why != why:
+                why = beat.why
+                _note(console, as_json, "line", f"not ready: {why}" if why else "the line is ready")
             if event is None:
                 if stream.silent_ms > _SILENT_MS and not silent:
                     silent = True

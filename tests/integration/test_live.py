@@ -259,3 +259,25 @@ def test_a_person_asks_how_the_line_is_and_triggers_it(tmp_path: Path) -> None:
         assert linewatch("status", str(path))[0] == 1
         assert linewatch("trigger", str(path))[0] == 2
         assert linewatch("trigger", str(path), "nobody")[0] == ControlError.exit_code
+
+
+def test_a_person_reads_why_the_line_is_not_ready(tmp_path: Path) -> None:
+    live = LiveLine(tmp_path, {"a": "free"})
+    endpoint, out = live.config.publish.endpoint, tmp_path / "watched"
+
+    def notes() -> list[str]:
+        lines = [json.loads(line) for line in out.read_text().splitlines() if line.endswith("}")]
+        return [line["text"] for line in lines if line.get("note") == "line"]
+
+    command = [sys.executable, "-m", "pipeline.cli", "watch", endpoint, "--topic", "part/"]
+    with out.open("w") as file, subprocess.Popen([*command, "--json"], stdout=file) as watch:
+        try:
+            with live.running():
+                live.wait_for("a", "ready")
+                live.kill("worker")
+                until(lambda: bool(notes()), "a line without a worker")
+                until(lambda: notes()[-1] == "the line is ready", "another worker")
+            until(lambda: notes()[-1] == "not ready: the line is being stopped", "the end")
+        finally:
+            watch.terminate()
+    assert any("worker starts" in note or "engine" in note for note in notes())
