@@ -64,10 +64,10 @@ from models.schema import (
     parse_manifest,
 )
 from models.variants import STRIDE
+from models.wide import WideView, views_arrays, views_of_arrays
 
 if TYPE_CHECKING:
     from models.precedents import Precedents
-    from models.wide import WideView
 
 __all__ = ["Bundle", "Calibration", "EngineThresholds", "Reference", "recalibrated", "write_bundle"]
 
@@ -192,15 +192,11 @@ class Bundle:
         except ValueError as error:
             raise BundleError(f"{self.path / PRECEDENTS}: {error}: {RESTORE}") from error
 
-    def wide(self) -> WideView | None:
-        """The network that weighs the map; None where that was not asked for."""
+    def wide(self) -> tuple[WideView, ...]:
+        """The networks that weigh the map; none where that was not asked for."""
         arrays = _arrays(self.path, WIDE, self.files)
-        if not arrays:
-            return None
-        from models.wide import WideView
-
         try:
-            return WideView.of_arrays(arrays, self.in_channels)
+            return views_of_arrays(arrays, self.in_channels)
         except ValueError as error:
             raise BundleError(f"{self.path / WIDE}: {error}: {RESTORE}") from error
 
@@ -227,7 +223,7 @@ def write_bundle(
     calibration: Calibration,
     references: Sequence[Reference],
     precedents: Precedents | None = None,
-    wide: WideView | None = None,
+    wide: Sequence[WideView] = (),
     global_branch: bool = False,
     parent: str | None = None,
 ) -> Path:
@@ -251,7 +247,7 @@ def write_bundle(
         REFERENCE: _npz(arrays),
         TOLERANCE: _npz({}),
         PRECEDENTS: _npz(precedents.arrays() if precedents else {}),
-        WIDE: _npz(wide.arrays() if wide else {}),
+        WIDE: _npz(views_arrays(wide) if wide else {}),
     }
     about = {
         "variant": variant,

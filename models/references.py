@@ -81,7 +81,7 @@ def save_detector(
     provenance: Mapping[str, Any],
     frames: Sequence[NDArray[np.uint8]],
     precedents: Precedents | None = None,
-    wide: WideView | None = None,
+    wide: Sequence[WideView] = (),
 ) -> Path:
     """Write the first bundle of a trained detector, without thresholds; see `write_bundle`.
 

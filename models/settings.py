@@ -9,7 +9,6 @@ from models.augment import Augmentation, check_augmentation
 from models.errors import DataError
 from models.masks import MASKS
 from models.variants import ALLOWED_SCALES, RECEPTIVE_FIELD_PX
-from models.wide import MOST_NETWORKS, SCALES
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +57,11 @@ class TrainingSettings:
     wide_view: bool = False
     """Weigh the map by a network that sees 200 px, taught by drawn defects: for what only its
     surroundings tell from good structure, and for faint wide defects."""
-    wide_scale: int = 1
-    """2: of the frame at half its size, where it sees 400 px: for textures, cracks and shades."""
+    wide_scales: tuple[int, ...] = (1,)
+    """2: of the frame at half its size, where it sees 400 px: for textures and their shades. Both:
+    a network for each."""
     wide_steps: int = 1500
-    wide_networks: int = 1
-    """Their mean counts: steadier where good surface varies, and so many times as long."""
+    """Of each network."""
     wide_crop_px: int = 192
     global_branch: bool = False
     """Look at the whole frame at 256x256 too: for what is missing, misplaced or too much."""
@@ -110,9 +109,8 @@ def check_settings(settings: TrainingSettings) -> None:
         "penalty": 0 <= settings.penalty < math.inf,
         "seed": settings.seed >= 0,
         "global_steps": settings.global_steps >= 1,
-        "wide_scale": settings.wide_scale in SCALES,
+        "wide_scales": settings.wide_scales in ALLOWED_SCALES,
         "wide_steps": settings.wide_steps >= 1,
-        "wide_networks": 1 <= settings.wide_networks <= MOST_NETWORKS,
         "wide_crop_px": settings.wide_crop_px >= RECEPTIVE_FIELD_PX,
         "map_channels": settings.map_channels >= 0,
         "stride": settings.stride >= 0,

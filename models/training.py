@@ -73,7 +73,7 @@ class TrainedDetector:
     fits: dict[int, Fit] = field(default_factory=dict)
     """By scale: losses and validations, for curves."""
     precedents: Precedents | None = None
-    wide: WideView | None = None
+    wide: tuple[WideView, ...] = ()
     states: list[Path] = field(default_factory=list)
     """Files to go on from, of no more use once the detector is saved."""
 
@@ -197,16 +197,14 @@ def train(
         model, learn, held_out, settings, local=(q_a, q_b), window=window, report=report
     )
     model.cpu()
-    wide, wide_losses = None, list[float]()
+    wide, wide_losses = tuple[WideView, ...](), list[float]()
     states = [each.state for each in companions if each.state is not None]
     if settings.wide_view:
-        at = settings.wide_scale
         name = f"training-{key[:16]}-wide"
-        numbers = range(settings.wide_networks)
-        wide_states = [state_dir / f"{name}-{k}.state" for k in numbers] if state_dir else []
+        wide_states = [state_dir / f"{name}-{k}.state" for k in settings.wide_scales if state_dir]
         states += wide_states
         wide, wide_losses = train_wide(
-            tiles[settings.scales.index(at)] if at in settings.scales else cut(scale=at),
+            lambda at: tiles[settings.scales.index(at)] if at in settings.scales else cut(scale=at),
             channels,
             held_out,
             settings,
@@ -238,7 +236,7 @@ def train(
         "validated_on": _validated_on(validation, validates[0]),
         "global_loss": global_losses[-1] if global_losses else None,
         "wide_loss": round(float(np.mean(wide_losses[-100:])), 6) if wide_losses else None,
-        "wide_level": round(wide.level, 3) if wide is not None else None,
+        "wide_level": [round(view.level, 3) for view in wide],
         "map_channels": rotations,
         "curves": {str(scale): _curve(fit) for scale, fit in fits.items()},
     }

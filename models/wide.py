@@ -14,12 +14,16 @@ there are, and what the student alone sees must still show.
    sides made up to multiples of `GRID_PX` by repeating the last pixel.
 2. `forward`, which each runtime fills with its own operations.
 3. Cell (i, j) of the scale's map is cell (i + 4, j + 4) of that; between them linear.
+
+Several views, each with a scale of its own, weigh together: of each cell the highest z counts, each
+less its own level. One sees thin cracks, the other one shades.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,12 +31,10 @@ from numpy.typing import NDArray
 
 from models.errors import ParityError
 from models.shrink import shrunk
-from models.variants import FRAME_MARGIN_PX, MARGIN_PX, STRIDE, map_hw
+from models.variants import FRAME_MARGIN_PX, MARGIN_PX, SCALES, STRIDE, map_hw
 
 WIDTHS = (24, 48, 96, 128, 128)
 """Channels at 1/2, 1/4 (the map's), 1/8, 1/16 and 1/32 of the frame."""
-SCALES = (1, 2)
-MOST_NETWORKS = 8
 PROBE_PX = 96
 TOLERANCE = 0.05
 """Of z: a fortieth of the map."""
@@ -100,11 +102,10 @@ def forward(
 
 @dataclass(frozen=True, slots=True)
 class WideView:
-    """One network, or several whose mean z counts (`settings.wide_networks`)."""
+    """A network: its weights are `NAME.weight` [out, in, k, k] and `NAME.bias` [out]."""
 
     in_channels: int
-    networks: tuple[Mapping[str, Floats], ...]
-    """Of each its weights: `NAME.weight` [out, in, k, k] and `NAME.bias` [out]."""
+    weights: Mapping[str, Floats]
     scale: int = 1
     level: float = 0.0
     """The highest z of a good image: the median of held-out ones."""
@@ -120,9 +121,7 @@ class WideView:
         }
         if self.probe is not None and self.answer is not None:
             plain |= {PROBE: self.probe, ANSWER: self.answer}
-        for number, weights in enumerate(self.networks):
-            plain |= {f"{number}.{name}": weights[name] for name in sorted(weights)}
-        return plain
+        return plain | {name: self.weights[name] for name in sorted(self.weights)}
 
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], in_channels: int) -> WideView:
@@ -138,12 +137,10 @@ class WideView:
             raise ValueError(f"{PROBE}: {probe.dtype} {probe.shape} found, expected a block")
         if answer.shape != (PROBE_PX // STRIDE,) * 2 or not np.isfinite(answer).all():
             raise ValueError(f"{ANSWER}: {answer.shape} found, expected finite z of the block")
-        shapes: dict[str, tuple[int, ...]] = {}
+        expected: dict[str, tuple[int, ...]] = {}
         for name, one in convolutions(in_channels).items():
-            shapes[f"{name}.weight"] = (one.outputs, one.inputs, one.kernel, one.kernel)
-            shapes[f"{name}.bias"] = (one.outputs,)
-        count = max(1, len(arrays) // len(shapes))
-        expected = {f"{k}.{name}": shape for k in range(count) for name, shape in shapes.items()}
+            expected[f"{name}.weight"] = (one.outputs, one.inputs, one.kernel, one.kernel)
+            expected[f"{name}.bias"] = (one.outputs,)
         if set(arrays) != set(expected):
             wrong = sorted(set(arrays) ^ set(expected))
             raise ValueError(f"{', '.join(wrong[:3])}: missing or too many")
@@ -153,8 +150,34 @@ class WideView:
                 raise ValueError(
                     f"{name}: {found.dtype} {found.shape} found, expected finite float32 {shape}"
                 )
-        networks = tuple({name: arrays[f"{k}.{name}"] for name in shapes} for k in range(count))
-        return cls(in_channels, networks, int(plain[0]), float(plain[1]), probe, answer)
+        return cls(in_channels, arrays, int(plain[0]), float(plain[1]), probe, answer)
+
+
+def views_arrays(views: Sequence[WideView]) -> dict[str, NDArray[Any]]:
+    """Of all of them, for one file."""
+    return {
+        f"{number}.{name}": values
+        for number, view in enumerate(views)
+        for name, values in view.arrays().items()
+    }
+
+
+def views_of_arrays(arrays: Mapping[str, NDArray[Any]], in_channels: int) -> tuple[WideView, ...]:
+    """Read what `views_arrays` gave. Raises `ValueError` for anything else."""
+    numbers = sorted({name.partition(".")[0] for name in arrays})
+    if numbers != [str(number) for number in range(len(numbers))]:
+        raise ValueError(f"views {', '.join(numbers[:3])} found, expected them counted from 0")
+    return tuple(
+        WideView.of_arrays(
+            {
+                name.removeprefix(f"{number}."): values
+                for name, values in arrays.items()
+                if name.startswith(f"{number}.")
+            },
+            in_channels,
+        )
+        for number in numbers
+    )
 
 
 def check_answer(view: WideView, infer: Infer) -> None:
@@ -218,7 +241,16 @@ def _within(cells: slice, begin_px: int) -> slice:
     return slice(cells.start + offset, cells.stop + offset)
 
 
-def weigh(raw_map: Floats, z: Floats, level: float = 0.0) -> None:
+def above_level(views: Sequence[WideView], infers: Sequence[Infer], padded: Image) -> Floats:
+    """Of each cell of a frame the highest z of all views, each less its level; see `logits`."""
+    found = [
+        logits(infer, padded, view.scale) - np.float32(view.level)
+        for view, infer in zip(views, infers, strict=True)
+    ]
+    return np.asarray(reduce(np.maximum, found), np.float32)
+
+
+def weigh(raw_map: Floats, above: Floats) -> None:
     """Change a frame's map in place by what the wide view says of its cells."""
-    above = np.clip(z - np.float32(level), LEAST, MOST)
-    np.multiply(raw_map, np.exp(np.float32(POWER) * above), out=raw_map)
+    held = np.clip(above, LEAST, MOST)
+    np.multiply(raw_map, np.exp(np.float32(POWER) * held), out=raw_map)

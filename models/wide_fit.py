@@ -39,7 +39,7 @@ from models.tiles import TileSet, cells_hw, pad_frame
 from models.variants import FRAME_MARGIN_PX, MARGIN_PX, STRIDE
 from models.wide import GRID_PX, WideView, logits
 from models.wide_defects import spoil_wide
-from models.wide_net import WideNet, open_wide_torch, together
+from models.wide_net import WideNet, open_wide_torch
 
 BATCH = 8
 LEARNING_RATE = 8e-3
@@ -56,46 +56,44 @@ Progress = Callable[[str, int, int], None]
 
 
 def train_wide(
-    tiles: TileSet,
+    cut: Callable[[int], TileSet],
     channels: int,
     held_out: Sequence[Path],
     settings: TrainingSettings,
     *,
     inspected: NDArray[np.bool_] | None = None,
     device: str = "cpu",
-    states: Sequence[Path | None] = (),
+    states: Sequence[Path] = (),
     key: str = "",
     resume: bool = False,
     report: Progress,
-) -> tuple[WideView, list[float]]:
-    """All networks that the settings ask for, their level, and their losses one after the other.
+) -> tuple[tuple[WideView, ...], list[float]]:
+    """A view for each of the settings' scales, and all losses, one training after the other.
 
-    tiles: of the view's scale. states: of each network, see `fit_wide`.
+    cut: the tiles of a scale. states: one for each view, see `fit_wide`.
     """
-    views, losses = [], list[float]()
-    for number in range(settings.wide_networks):
-        of = f" {number + 1} of {settings.wide_networks}" if settings.wide_networks > 1 else ""
+    views, losses = list[WideView](), list[float]()
+    for number, scale in enumerate(settings.wide_scales):
+        at = f", scale {scale}" if len(settings.wide_scales) > 1 else ""
         view, found = fit_wide(
-            tiles,
+            cut(scale),
             channels,
-            scale=settings.wide_scale,
+            scale=scale,
             steps=settings.wide_steps,
             crop_px=settings.wide_crop_px,
             augmentation=settings.augment,
             seed=settings.seed,
-            number=number,
             device=device,
             state=states[number] if states else None,
             key=key,
             resume=resume,
-            progress=partial(report, f"train the wide view{of}"),
+            progress=partial(report, f"train the wide view{at}"),
         )
-        views.append(view)
+        looked_at = partial(report, f"the wide view's level{at}")
+        level = good_level(view, held_out, inspected, device=device, progress=looked_at)
+        views.append(replace(view, level=level))
         losses += found
-    view = together(views)
-    looked_at = partial(report, "the wide view's level")
-    level = good_level(view, held_out, inspected, device=device, progress=looked_at)
-    return replace(view, level=level), losses
+    return tuple(views), losses
 
 
 def fit_wide(
@@ -107,7 +105,6 @@ def fit_wide(
     crop_px: int,
     augmentation: Augmentation,
     seed: int,
-    number: int = 0,
     device: str = "cpu",
     state: Path | None = None,
     key: str = "",
@@ -117,14 +114,13 @@ def fit_wide(
     """Train on crops of good tiles of this scale, `crop_px` made up to whole `GRID_PX`; the view's
     level is still 0 (`good_level`).
 
-    number: of networks that are to be unlike each other with one seed.
     state: written now and then, of this `key`; `resume` goes on from it.
     Raises `DataError` when the training diverges: the state before it stays on disk.
     """
     crop_px = -(-crop_px // GRID_PX) * GRID_PX
-    with seeded(seed + (number << 32)):
+    with seeded(seed):
         net = WideNet(channels, normed=True).to(device).train()
-    rng = np.random.default_rng([seed, 7, number])
+    rng = np.random.default_rng([seed, 7])
     source = CropSource(
         tiles,
         rng,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -70,7 +69,10 @@ class WideNet(nn.Module):
             for kind, values in (("weight", weight), ("bias", bias)):
                 plain = values.float().cpu().contiguous().numpy()
                 weights[f"{name}.{kind}"] = np.ascontiguousarray(plain)
-        return together([WideView(self.in_channels, (weights,))])
+        coarse = np.random.default_rng(0).integers(0, 256, (12, 12, self.in_channels), np.uint8)
+        probe = coarse.repeat(PROBE_PX // 12, axis=0).repeat(PROBE_PX // 12, axis=1)
+        view = WideView(self.in_channels, weights)
+        return replace(view, probe=probe, answer=open_wide_torch(view, "cpu")(probe))
 
 
 def _twice(x: torch.Tensor) -> torch.Tensor:
@@ -79,26 +81,13 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
 
 def open_wide_torch(view: WideView, device: str) -> Infer:
     """See `models.wide.Infer`; in float32."""
-    nets = []
-    for weights in view.networks:
-        net = WideNet(view.in_channels, normed=False).eval()
-        net.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-        nets.append(net.to(device))
+    net = WideNet(view.in_channels, normed=False).eval()
+    net.load_state_dict({name: torch.from_numpy(value) for name, value in view.weights.items()})
+    net.to(device)
 
     def infer(block: Image) -> Floats:
         with torch.inference_mode():
-            pixels = torch.from_numpy(block)[None].to(device)
-            z = torch.stack([net(pixels)[0] for net in nets]).mean(dim=0)
-        found: Floats = z.cpu().numpy()
+            found: Floats = net(torch.from_numpy(block)[None].to(device))[0].cpu().numpy()
         return found
 
     return infer
-
-
-def together(views: Sequence[WideView]) -> WideView:
-    """The networks of all as one view, like the first else, with a probe and its answer."""
-    first = views[0]
-    coarse = np.random.default_rng(0).integers(0, 256, (12, 12, first.in_channels), np.uint8)
-    probe = coarse.repeat(PROBE_PX // 12, axis=0).repeat(PROBE_PX // 12, axis=1)
-    all_ = replace(first, networks=tuple(net for view in views for net in view.networks))
-    return replace(all_, probe=probe, answer=open_wide_torch(all_, "cpu")(probe))

@@ -199,7 +199,7 @@ def _open(
             crops = engine.local(bundle.references())
             check_parity(local, bundle, options.shapes, crops, batches)
         wide = bundle.wide()
-        if wide is not None:
+        if wide:
             from models.runtimes.with_wide import WithWide
 
             engine = WithWide(engine, wide, options.threads)

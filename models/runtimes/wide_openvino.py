@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -39,12 +37,12 @@ def open_wide(view: WideView, threads: int) -> Infer:
 def _model(view: WideView, shape_hwc: tuple[int, ...]) -> ov.Model:
     steps = convolutions(view.in_channels)
 
-    def convolve(weights: Mapping[str, Floats], name: str, x: Any) -> Any:
+    def convolve(name: str, x: Any) -> Any:
         step = steps[name]
         pads = [step.kernel // 2] * 2
-        weight = op.constant(weights[f"{name}.weight"])
+        weight = op.constant(view.weights[f"{name}.weight"])
         x = op.convolution(x, weight, [step.stride] * 2, pads, pads, [1, 1])
-        x = op.add(x, op.constant(weights[f"{name}.bias"].reshape(1, -1, 1, 1)))
+        x = op.add(x, op.constant(view.weights[f"{name}.bias"].reshape(1, -1, 1, 1)))
         return op.relu(x) if step.relu else x
 
     def twice(x: Any) -> Any:
@@ -61,6 +59,4 @@ def _model(view: WideView, shape_hwc: tuple[int, ...]) -> ov.Model:
     pixels = op.parameter([1, *shape_hwc], np.uint8)
     planes = op.transpose(op.convert(pixels, "f32"), np.array([0, 3, 1, 2]))
     x = op.subtract(op.divide(planes, np.float32(127.5)), np.float32(1))
-    each = [forward(x, partial(convolve, net), op.add, twice) for net in view.networks]
-    z = op.divide(reduce(op.add, each), np.float32(len(each)))
-    return ov.Model([z], [pixels], "wide view")
+    return ov.Model([forward(x, convolve, op.add, twice)], [pixels], "wide view")

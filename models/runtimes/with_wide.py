@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.runtimes.base import Runtime
-from models.wide import Infer, WideView, check_answer, logits, weigh
+from models.wide import Infer, WideView, above_level, check_answer, weigh
 
 
 def open_wide_view(view: WideView, engine_id: str, threads: int) -> Infer:
@@ -36,10 +36,11 @@ class WithWide:
 
     name = "wide view"
 
-    def __init__(self, engine: Runtime, view: WideView, threads: int) -> None:
-        self.inner, self._view = engine, view
-        self._infer = open_wide_view(view, engine.engine_id, threads)
-        check_answer(view, self._infer)
+    def __init__(self, engine: Runtime, views: Sequence[WideView], threads: int) -> None:
+        self.inner, self._views = engine, views
+        self._infers = [open_wide_view(view, engine.engine_id, threads) for view in views]
+        for view, infer in zip(views, self._infers, strict=True):
+            check_answer(view, infer)
 
     @property
     def engine_id(self) -> str:
@@ -50,8 +51,7 @@ class WithWide:
     ) -> list[float]:
         self.inner.infer(padded, out)
         for frame, raw_map in zip(padded, out, strict=True):
-            z = logits(self._infer, frame, self._view.scale)
-            weigh(raw_map, z, self._view.level)
+            weigh(raw_map, above_level(self._views, self._infers, frame))
         return [float(raw_map.max()) for raw_map in out]
 
     def close(self) -> None:

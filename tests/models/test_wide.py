@@ -28,9 +28,21 @@ from models.shrink import shrunk
 from models.tiles import build_tiles, pad_frame
 from models.training import TrainedDetector, train
 from models.variants import FRAME_MARGIN_PX, map_hw
-from models.wide import BLOCK_PX, LEAST, MOST, POWER, WideView, check_answer, logits, weigh
+from models.wide import (
+    BLOCK_PX,
+    LEAST,
+    MOST,
+    POWER,
+    WideView,
+    above_level,
+    check_answer,
+    logits,
+    views_arrays,
+    views_of_arrays,
+    weigh,
+)
 from models.wide_fit import fit_wide, good_level, train_wide
-from models.wide_net import WideNet, open_wide_torch, together
+from models.wide_net import WideNet, open_wide_torch
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +64,10 @@ def random_view(channels: int, seed: int = 0) -> WideView:
     return net.eval().view()
 
 
-@pytest.mark.parametrize("networks", [1, 2])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shape", [(32, 32), (64, 96), (160, 32)])
-def test_openvino_says_what_torch_says(
-    networks: int, channels: int, shape: tuple[int, int]
-) -> None:
-    view = together([random_view(channels, seed) for seed in range(networks)])
+def test_openvino_says_what_torch_says(channels: int, shape: tuple[int, int]) -> None:
+    view = random_view(channels)
     block = np.random.default_rng(0).integers(0, 256, (*shape, channels)).astype(np.uint8)
     by_torch = open_wide_torch(view, "cpu")(block)
     assert by_torch.shape == (shape[0] // 4, shape[1] // 4)
@@ -126,7 +135,7 @@ def test_half_the_size_is_looked_at_as_in_training(hw: tuple[int, int], infer: s
 
 def test_a_map_is_weighed_within_limits() -> None:
     raw_map = np.ones((1, 4), np.float32)
-    weigh(raw_map, np.array([[-3, -2, 1000, -1000]], np.float32), level=-3)
+    weigh(raw_map, np.array([[0, 1, 1000, -1000]], np.float32))
     expected = np.exp(POWER * np.array([[0, 1, MOST, LEAST]]))
     np.testing.assert_allclose(raw_map, expected, rtol=1e-6)
 
@@ -149,11 +158,11 @@ def test_a_map_is_weighed_within_limits() -> None:
 def test_weights_that_are_none_are_refused(broken: str) -> None:
     arrays = random_view(1).arrays()
     if broken == "shape":
-        arrays["0.stem.bias"] = arrays["0.stem.bias"][:3]
+        arrays["stem.bias"] = arrays["stem.bias"][:3]
     elif broken == "missing":
-        del arrays["0.logit.bias"]
+        del arrays["logit.bias"]
     elif broken == "surplus":
-        arrays["0.more.bias"] = arrays["0.stem.bias"]
+        arrays["more.bias"] = arrays["stem.bias"]
     elif broken == "scale":
         arrays["scale"] = np.array(3)
     elif broken == "no scale":
@@ -163,25 +172,49 @@ def test_weights_that_are_none_are_refused(broken: str) -> None:
     elif broken == "level":
         arrays["level"] = np.array(np.inf)
     elif broken == "nan":
-        arrays["0.stem.bias"] = np.full_like(arrays["0.stem.bias"], np.nan)
+        arrays["stem.bias"] = np.full_like(arrays["stem.bias"], np.nan)
     else:
-        arrays["0.stem.bias"] = arrays["0.stem.bias"].astype(np.float64)
+        arrays["stem.bias"] = arrays["stem.bias"].astype(np.float64)
     with pytest.raises(ValueError, match=r"found|missing"):
         WideView.of_arrays(arrays, 1)
 
 
-@pytest.mark.parametrize("scale", [1, 2])
-@pytest.mark.parametrize("networks", [1, 3])
-def test_a_file_holds_all_of_it(scale: int, networks: int) -> None:
-    view = together([random_view(1, seed) for seed in range(networks)])
-    view = replace(view, scale=scale, level=-1.25)
-    again = WideView.of_arrays(view.arrays(), 1)
-    assert (again.scale, again.level) == (scale, -1.25)
-    assert len(again.networks) == networks
-    for mine, found in zip(view.networks, again.networks, strict=True):
-        assert set(found) == set(mine)
-        for name, weight in mine.items():
-            np.testing.assert_array_equal(found[name], weight)
+@pytest.mark.parametrize("scales", [(), (1,), (2,), (1, 2)])
+def test_a_file_holds_all_of_it(scales: tuple[int, ...]) -> None:
+    views = [
+        replace(random_view(1, seed=scale), scale=scale, level=-1.25 * scale) for scale in scales
+    ]
+    again = views_of_arrays(views_arrays(views), 1)
+    assert len(again) == len(views)
+    for before, after in zip(views, again, strict=True):
+        assert (after.scale, after.level) == (before.scale, before.level)
+        assert set(after.weights) == set(before.weights)
+        for name, weight in before.weights.items():
+            np.testing.assert_array_equal(after.weights[name], weight)
+
+
+@pytest.mark.parametrize("name", ["1.stem.bias", "00.stem.bias", "stem.bias", "x", "2.scale"])
+def test_a_view_too_many(name: str) -> None:
+    arrays = views_arrays([random_view(1)])
+    with pytest.raises(ValueError, match=r"found|missing"):
+        views_of_arrays(arrays | {name: np.zeros(24, np.float32)}, 1)
+
+
+def test_the_highest_of_all_views_counts() -> None:
+    """Each less its own level; at each place whichever it is."""
+    frame = np.random.default_rng(0).integers(0, 256, (90, 71, 1)).astype(np.uint8)
+    padded = pad_frame(frame, FRAME_MARGIN_PX)
+    views, looks, each = [], [], []
+    for scale in (1, 2):
+        view = random_view(1, seed=scale)
+        looks.append(open_wide(view, 1))
+        z = logits(looks[-1], padded, scale)
+        views.append(replace(view, scale=scale, level=float(np.median(z))))
+        each.append(z - np.median(z))
+    found = above_level(views, looks, padded)
+    np.testing.assert_allclose(found, np.maximum(*each), atol=1e-6)
+    assert 0.05 < np.mean(found == each[0]) < 0.95
+    np.testing.assert_allclose(above_level(views[:1], looks[:1], padded), each[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("fault", ["low", "nan", "layer"])
@@ -190,9 +223,8 @@ def test_an_engine_that_says_something_else_is_refused(fault: str) -> None:
     right = open_wide(view, 1)
     check_answer(view, right)
     if fault == "layer":
-        (plain,) = view.networks
-        louder = dict(plain) | {"logit.weight": plain["logit.weight"] * 50}
-        wrong = open_wide(replace(view, networks=(louder,)), 1)
+        weights = dict(view.weights) | {"logit.weight": view.weights["logit.weight"] * 50}
+        wrong = open_wide(replace(view, weights=weights), 1)
     else:
         off = np.float32(np.nan if fault == "nan" else -3)
 
@@ -229,39 +261,33 @@ def fitted(paths: list[Path], steps: int, seed: int = 0) -> tuple[WideView, list
     )
 
 
-def test_several_networks_are_averaged(boards: list[Path], tmp_path: Path) -> None:
-    """Unlike each other, the first as if it were alone, each with a state of its own."""
-    tiles = build_tiles(boards, 1, tile=128)
-    wanted = TrainingSettings(wide_view=True, wide_steps=3, wide_crop_px=96, seed=4)
-    told: list[str] = []
+def test_a_network_for_each_scale(boards: list[Path], tmp_path: Path) -> None:
+    """Each as if it were alone, with a level and a state of its own."""
+    wanted = TrainingSettings(wide_view=True, wide_steps=3, wide_crop_px=64, seed=4)
+    told: set[str] = set()
 
-    def trained_wide(networks: int) -> WideView:
-        view, losses = train_wide(
-            tiles,
+    def views(*scales: int) -> tuple[WideView, ...]:
+        name = "-".join(map(str, scales))
+        found, losses = train_wide(
+            lambda scale: build_tiles(boards, 1, tile=128, scale=scale),
             1,
             boards[:2],
-            replace(wanted, wide_networks=networks),
-            states=[tmp_path / f"{networks}-{k}" for k in range(networks)],
-            report=lambda what, done, of: told.append(what),
+            replace(wanted, wide_scales=scales),
+            states=[tmp_path / f"{name}-{scale}" for scale in scales],
+            report=lambda what, done, of: told.add(what),
         )
-        assert len(losses) == 3 * networks
-        return view
+        assert len(losses) == 3 * len(scales)
+        assert [view.scale for view in found] == list(scales)
+        return found
 
-    alone, both = trained_wide(1), trained_wide(2)
-    assert {"train the wide view", "train the wide view 2 of 2"} <= set(told)
-    assert {path.name for path in tmp_path.iterdir()} == {"1-0", "2-0", "2-1"}
-    for name, weight in alone.networks[0].items():
-        np.testing.assert_array_equal(weight, both.networks[0][name])
-    stems = [net["stem.weight"] for net in both.networks]
-    assert not np.allclose(*stems, atol=1e-3)
-    block = np.random.default_rng(3).integers(0, 256, (64, 64, 1)).astype(np.uint8)
-    each = [
-        open_wide_torch(replace(both, networks=(network,)), "cpu")(block)
-        for network in both.networks
-    ]
-    np.testing.assert_allclose(
-        open_wide_torch(both, "cpu")(block), np.mean(each, axis=0), rtol=1e-5, atol=1e-6
-    )
+    both = views(1, 2)
+    assert told >= {"train the wide view, scale 1", "the wide view's level, scale 2"}
+    assert {path.name for path in tmp_path.iterdir()} == {"1-2-1", "1-2-2"}
+    for view in both:
+        (alone,) = views(view.scale)
+        assert alone.level == view.level
+        for name, weight in view.weights.items():
+            np.testing.assert_array_equal(weight, alone.weights[name])
 
 
 def test_it_learns(boards: list[Path]) -> None:
@@ -273,8 +299,8 @@ def test_one_seed_gives_one_result(boards: list[Path]) -> None:
     view, losses = fitted(boards, 3)
     again, same = fitted(boards, 3)
     assert losses == same
-    for name, weight in view.networks[0].items():
-        np.testing.assert_array_equal(weight, again.networks[0][name])
+    for name, weight in view.weights.items():
+        np.testing.assert_array_equal(weight, again.weights[name])
     assert fitted(boards, 3, seed=1)[1] != losses
 
 
@@ -313,8 +339,8 @@ def test_killed_and_resumed_is_as_not_killed(boards: list[Path], tmp_path: Path)
     again, same = fit(0, resume=True)
     assert told == list(range(9, 17))  # the state of step 8
     assert same == losses
-    for name, weight in whole.networks[0].items():
-        np.testing.assert_array_equal(weight, again.networks[0][name])
+    for name, weight in whole.weights.items():
+        np.testing.assert_array_equal(weight, again.weights[name])
     with pytest.raises(Killed):
         fit(1, resume=True, key="b")  # another training's state is not taken
     assert told == [1]
@@ -328,24 +354,25 @@ def test_images_smaller_than_a_crop(tmp_path: Path, side: int) -> None:
     assert np.isfinite(losses).all()
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[(1,), (2,), (1, 2)], ids=str)
 def trained(boards: list[Path], request: pytest.FixtureRequest) -> TrainedDetector:
     wanted = TrainingSettings(
         steps=2, batch=1, crop_px=64, tile=128, wide_view=True, wide_steps=3, wide_crop_px=64
     )
-    wanted = replace(wanted, wide_scale=request.param)
+    wanted = replace(wanted, wide_scales=request.param)
     return train(boards, settings=wanted)
 
 
 def test_a_bundle_brings_it_to_the_engine(
     trained: TrainedDetector, boards: list[Path], tmp_path: Path
 ) -> None:
-    assert trained.wide is not None
+    levels = [view.level for view in trained.wide]
+    assert len(levels) == len(trained.provenance["settings"]["wide_scales"])
     assert trained.provenance["wide_loss"] > 0
-    assert trained.provenance["wide_level"] == pytest.approx(trained.wide.level, abs=1e-3)
-    assert trained.wide.level != 0
+    assert trained.provenance["wide_level"] == pytest.approx(levels, abs=1e-3)
+    assert 0 not in levels
     engines = []
-    for wide in (None, trained.wide):
+    for wide in ((), trained.wide):
         path = save_detector(
             tmp_path,
             trained.model,
@@ -367,15 +394,15 @@ def test_a_bundle_brings_it_to_the_engine(
     peaks = [engine.infer([frame], [out])[0] for engine, out in zip(engines, maps, strict=True)]
     assert peaks == [float(each.max()) for each in maps]
     expected = maps[0].copy()
-    look = open_wide_torch(trained.wide, "cpu")
-    weigh(expected, logits(look, frame, trained.wide.scale), trained.wide.level)
+    looks = [open_wide_torch(view, "cpu") for view in trained.wide]
+    weigh(expected, above_level(trained.wide, looks, frame))
     np.testing.assert_allclose(maps[1], expected, rtol=1e-3, atol=1e-6)
     assert not np.allclose(maps[1], maps[0])
     for engine in engines:
         engine.close()
 
 
-@pytest.mark.parametrize("name", ["wide_steps", "wide_crop_px", "wide_scale", "wide_networks"])
+@pytest.mark.parametrize("name", ["wide_steps", "wide_crop_px", "wide_scales"])
 def test_settings_that_cannot_be_trained_with(boards: list[Path], name: str) -> None:
     with pytest.raises(DataError, match=name):
         train(boards, settings=TrainingSettings(**{name: 0}))
