@@ -26,15 +26,19 @@ from models.defects import (
 )
 from models.surface_defects import Drawn, draw_crack, draw_patch, draw_shade
 
-BRIDGES = 0.2
+BRIDGES = 0.35
 """Their share of the drawn defects on pictures of few tones."""
 SHARES = {"bridge": 0.05, "crack": 0.25, "shade": 0.15, "patch": 0.15}
 """On others."""
-BRIDGE_PX = 48
+BRIDGE_PX = 80
 """At most so far from an edge to the next."""
+CLEAN = 0.5
+"""Share of the bridges that are straight, even and at right angles to the edge, as if drawn on
+purpose: the hardest to tell from what belongs there."""
+BRIDGE_WIDTH_PX, CLEAN_WIDTH_PX = (3, 18), (3, 9)
 LEAST_EDGE = 0.1
 """Of the grey range."""
-TRIES = 8
+TRIES = 16
 LEAST_SEEN_PX = 9
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -80,22 +84,25 @@ def spoil_wide(
 def _bridge(
     rng: Rng, picture: Picture, places: Places | None, tones: Picture | None
 ) -> Drawn | None:
-    """Draw one in place. None: no two edges were met."""
+    """Draw one in place, a short or a cut as often. None: no two edges were met."""
     if places is None:
         return None
+    clean, sign = rng.random() < CLEAN, int(rng.choice([-1, 1]))
     for _ in range(TRIES):
         chosen = int(rng.integers(len(places[0])))
-        ends = _ends(rng, picture, np.array([places[0][chosen], places[1][chosen]]))
+        turn = 0.0 if clean else float(rng.normal(scale=0.35))
+        ends = _ends(picture, np.array([places[0][chosen], places[1][chosen]]), sign, turn)
         if ends is None:
             continue
         begin, end, tone = ends
-        thickness = float(np.exp(rng.uniform(np.log(3), np.log(18))))
+        low, high = CLEAN_WIDTH_PX if clean else BRIDGE_WIDTH_PX
+        thickness = float(np.exp(rng.uniform(np.log(low), np.log(high))))
         along = end - begin
         across = np.array([-along[1], along[0]]) / max(1e-6, float(np.linalg.norm(along)))
         t = np.linspace(0, 1, 7)
-        bow = rng.normal(scale=0.15) * float(np.linalg.norm(along)) * 4 * t * (1 - t)
+        bend, rough = (0.0, 0.0) if clean else (rng.normal(scale=0.15), rng.uniform(0, 0.6))
+        bow = bend * float(np.linalg.norm(along)) * 4 * t * (1 - t)
         middle = begin + along * t[:, None] + bow[:, None] * across
-        rough = rng.uniform(0, 0.6)
         sides = [thickness / 2 * (1 + rough * rng.uniform(-1, 1, (7, 1))) for _ in range(2)]
         outline = np.concatenate([middle + sides[0] * across, (middle - sides[1] * across)[::-1]])
         spot = _spot(outline, picture.shape)
@@ -114,10 +121,11 @@ def _bridge(
 
 
 def _ends(
-    rng: Rng, picture: Picture, at: NDArray[np.int64]
+    picture: Picture, at: NDArray[np.int64], sign: int, turn: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], Picture] | None:
     """From an edge at (row, column) across what lies before it to the next: both ends, and the
-    tone behind the first."""
+    tone behind the first. sign: 1 from dark to bright, -1 from bright to dark. turn: away from the
+    right angle, in radians."""
     height, width = picture.shape[:2]
     row, column = (int(value) for value in at)
     if not (4 <= row < height - 4 and 4 <= column < width - 4):
@@ -130,8 +138,7 @@ def _ends(
     height_of_edge = float(np.linalg.norm(rise))
     if height_of_edge < LEAST_EDGE:
         return None
-    turn = rng.normal(scale=0.35)
-    forward = rise / height_of_edge * rng.choice([-1, 1])
+    forward = rise / height_of_edge * sign
     cosine, sine = np.cos(turn), np.sin(turn)
     forward = np.array([[cosine, -sine], [sine, cosine]]) @ forward
     behind = np.rint(at - 4 * forward).astype(int)

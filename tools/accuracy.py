@@ -70,7 +70,7 @@ class Plan:
 PLANS = {
     "deeppcb": Plan(
         TrainingSettings(
-            steps=4000,
+            steps=2000,
             accumulate=2,
             augment=Augmentation(mirror=True, quarter_turns=True),
             precedents=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from striped import stripes
 
 from models.defects import FEW_TONES
@@ -12,9 +13,15 @@ from models.surface_defects import draw_crack, draw_patch, draw_shade
 from models.wide_defects import spoil_wide
 
 
+def parts(picture: NDArray[np.float32], *, dark: bool) -> int:
+    """Pieces of the dark or of the bright tone that hang together."""
+    return int(cv2.connectedComponents(((picture < 0.5) == dark).astype(np.uint8))[0])
+
+
 def test_bridges_join_what_was_apart() -> None:
+    """Tracks as often as the gaps between them."""
     image = stripes(0).astype(np.float32) / 255
-    marks = joined = 0
+    marks = shorts = cuts = 0
     for seed in range(80):
         before = image.copy()
         after, where = spoil_wide(np.random.default_rng(seed), image, 4)
@@ -22,14 +29,11 @@ def test_bridges_join_what_was_apart() -> None:
         assert set(np.unique(after)) <= set(np.unique(image))
         assert where.max() <= 4
         marks += int((where > 0).any())
-        # A column of one tone over two tracks and what lies between them.
-        dark = (after < 0.5).astype(np.uint8)
-        joined += (
-            cv2.connectedComponents(dark)[0]
-            < cv2.connectedComponents((image < 0.5).astype(np.uint8))[0]
-        )
+        shorts += parts(after, dark=True) < parts(image, dark=True)
+        cuts += parts(after, dark=False) < parts(image, dark=False)
     assert marks > 70
-    assert joined > 8
+    assert shorts > 15
+    assert cuts > 15
 
 
 @pytest.mark.parametrize("tones", [1, FEW_TONES + 1, 200])
