@@ -7,7 +7,8 @@
    With `max_wait_ms` the first may wait a little for others (`pipeline.batching`).
 
 A frame whose verdict is out already (its deadline passed) is answered without a look. A frame that
-was taken twice before, by workers that did not live to answer, is not tried a third time.
+was taken twice before, by workers that did not live to answer, is not tried a third time. When no
+frame of several batches in a row could be inspected, the worker ends, and is started again.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ from pipeline.types import MARGIN_PX, map_hw
 from pipeline.window import Window, inspected_window
 
 MAX_ATTEMPTS = 2
+MAX_FAILED_BATCHES = 5
+"""So many in a row, and the engine counts as broken: a GPU's context that has died answers nothing
+more, and only another process gets another one."""
 _BUSY_FACTOR = 10
 """A batch may take so many times as long as the warm-up's before the worker counts as stuck."""
 COMPILE_LIMIT_MS = 30 * 60_000
@@ -50,6 +54,10 @@ COMPILE_LIMIT_MS = 30 * 60_000
 not by a thread that sends heartbeats: a compiler may keep Python from running any."""
 LONG_WARM_UP_MS = 2000.0
 """After a first run of so long, a second one would tell nothing that is worth the wait."""
+
+
+class EngineBroken(Exception):
+    """Not one of ours (`pipeline.errors`): with those a stage gives up, and this one may mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +104,18 @@ def work(stage: Stage) -> None:
         stage.board.beat(stage.name)
         return stage.board.order != QUIT
 
+    failed = 0
     while stage.board.order != QUIT:
         pause(WAKE_MS / 1000)
         while jobs := gather(rings, config, pause):
-            infer(stage, runtime, jobs, windows)
+            failed = 0 if infer(stage, runtime, jobs, windows) else failed + 1
             wake(outbox)
             stage.board.beat(stage.name)
+            if failed == MAX_FAILED_BATCHES:
+                raise EngineBroken(
+                    f"{failed} batches in a row failed, whatever was in them, expected at most "
+                    f"{MAX_FAILED_BATCHES - 1}: the worker is started again with a new engine"
+                )
             if stage.board.order == QUIT:
                 break
     runtime.close()
@@ -164,8 +178,9 @@ def next_batch(rings: Sequence[FrameRing], limit: int) -> list[Job]:
 
 def infer(
     stage: Stage, runtime: Runtime, jobs: Sequence[Job], windows: Windows | None = None
-) -> None:
+) -> bool:
     """Write the maps of a batch into its slots and answer. A frame that fails, fails alone.
+    Whether at least one did not.
 
     Cells outside of a camera's window stay as the ring was made: 0.
     """
@@ -182,9 +197,7 @@ def infer(
     except Exception:  # the outermost loop: this frame is `invalid/infer_failed`
         stage.log.exception("inference of %d frames failed", len(jobs))
         if len(jobs) > 1:
-            for job in jobs:
-                infer(stage, runtime, [job], windows)
-            return
+            return sum(infer(stage, runtime, [job], windows) for job in jobs) > 0
         peaks = [float("nan")]
         status = FAILED
     end = time.monotonic_ns()
@@ -199,6 +212,7 @@ def infer(
             engine_id=runtime.engine_id,
             waited_ns=job.waited_ns,
         )
+    return status == ANSWERED
 
 
 def warm_up(runtime: Runtime, shapes_hwc: Sequence[tuple[int, int, int]]) -> float:

@@ -78,6 +78,25 @@ def deadly_stamp(bundle: Bundle | None, options: EngineOptions) -> DeadlyRuntime
     return DeadlyRuntime()
 
 
+class BrokenRuntime(StampRuntime):
+    """Raises on everything once it has seen the stamp 7, as a GPU does whose context has died."""
+
+    _broken = False
+
+    def infer(
+        self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
+    ) -> list[float]:
+        for frame in padded:
+            self._broken |= read_stamp(frame[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX]) == 7
+        if self._broken:
+            raise RuntimeError("told to be broken for good")
+        return super().infer(padded, out)
+
+
+def breaking_stamp(bundle: Bundle | None, options: EngineOptions) -> BrokenRuntime:
+    return BrokenRuntime()
+
+
 class CornerRuntime:
     """Puts the grey value of the frame's first pixel into the map: `raw_peak` of the verdict is it.
 

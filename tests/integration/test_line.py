@@ -35,6 +35,7 @@ from pipeline.ringfile import ring_bytes
 from pipeline.station import Station
 from pipeline.supervisor import Line, Progress
 from pipeline.types import Label, Reason, Verdict
+from pipeline.worker import MAX_FAILED_BATCHES
 
 CORES = sorted(os.sched_getaffinity(0))
 RUNNER = """
@@ -89,6 +90,18 @@ def test_a_frame_on_which_the_engine_raises_is_invalid_and_no_other(tmp_path: Pa
         ("cam0", 8, Reason.INFER_FAILED),
         ("cam1", 8, Reason.INFER_FAILED),
     ]
+
+
+def test_an_engine_that_fails_on_every_frame_is_opened_anew(tmp_path: Path) -> None:
+    config = line_config(tmp_path, cameras=1, frames=40, runtime="tests.fakes:breaking_stamp")
+    line = Line(with_worker(config, max_batch=1))
+    seen: list[Progress] = []
+    line.run(watch=seen.append)
+    assert seen[-1].restarts == 1
+    verdicts = list(read_verdicts(Station.of(config).journal, epoch=line.epoch))
+    assert len(verdicts) == 40
+    bad = [(v.frame_id, v.reason) for v in verdicts if v.label is Label.INVALID]
+    assert bad == [(8 + later, Reason.INFER_FAILED) for later in range(MAX_FAILED_BATCHES)]
 
 
 def test_a_frame_that_kills_the_worker_is_given_up_after_two_tries(tmp_path: Path) -> None:

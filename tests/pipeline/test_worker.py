@@ -90,7 +90,9 @@ def test_a_frame_that_fails_fails_alone(rings: list[FrameRing]) -> None:
     refs = fill(rings[0], 4)
     engine = Echo(bad=2)
     with decision_stage() as stage:
-        infer(stage, engine, next_batch(rings, 4))
+        assert infer(stage, engine, next_batch(rings, 4))
+        fill(rings[1], 1)
+        assert not infer(stage, Echo(bad=1), next_batch(rings, 4))
     assert engine.batches == [[1, 2, 3, 4], [1], [2], [3], [4]]
     assert statuses(rings[0], refs) == [ANSWERED, FAILED, ANSWERED, ANSWERED]
     assert [float(rings[0].map(ref.slot).max()) for ref in refs if ref.frame_id != 2] == [1, 3, 4]
