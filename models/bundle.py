@@ -230,11 +230,15 @@ def write_bundle(
     """Write a bundle into `out_dir` and return its directory. The same content, the same name.
 
     parent: SHA-256 of the bundle that this one was recalibrated from. Raises `BundleError` for
-    weights, calibration or references that `Bundle.load` would refuse.
+    weights, calibration, references or wide views that `Bundle.load` would refuse.
     """
     check_weights(weights, variant, in_channels, scales, global_branch=global_branch)
     check_calibration(calibration, "calibration")
     check_references(references, in_channels, "references")
+    try:
+        views_of_arrays(views_arrays(wide), in_channels)
+    except ValueError as error:
+        raise BundleError(f"the wide view: {error}; train it again") from error
     arrays: dict[str, NDArray[Any]] = {}
     for k, reference in enumerate(references):
         arrays[f"padded_{k}"] = reference.padded

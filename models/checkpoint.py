@@ -2,23 +2,41 @@
 
 A state holds weights, the optimiser's moments, the random generator and the places to come back to.
 It appears under its name only when it is whole: written beside, synced, renamed. It belongs to one
-`key` (images, settings, teacher); another training's state is not taken.
+`key` (`training_key`); another training's state is not taken.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import pickle
 import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
+from models.compute import compute_type
 from models.errors import DataError
 
 FORMAT = 1
+
+
+def training_key(files: Sequence[Path], about: Sequence[Any], device: str) -> str:
+    """Of all that decides the weights: the images, what else is named, machine and program."""
+    stats = [(file, file.stat()) for file in files]
+    seen = [[str(file.absolute()), each.st_size, each.st_mtime_ns] for file, each in stats]
+    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    on = torch.device(device)
+    machine = [torch.get_num_threads(), processes, on.type, str(compute_type(on))]
+    program = [torch.__version__, version("linewatch")]
+    whole = json.dumps([seen, *about, machine, program])
+    return hashlib.sha256(whole.encode()).hexdigest()
 
 
 def save_state(path: Path, key: str, state: dict[str, Any]) -> None:

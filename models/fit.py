@@ -106,12 +106,17 @@ def _run(
             loop.validated(companions.validate(model))
         if companions.state is not None and (due or _saving_due(loop.step, saved)):
             state = loop.state()  # all processes have a share in it, and come here together
-            if _rank() == 0:
+            if first_process():
                 save_state(companions.state, companions.key, state)
             saved = time.monotonic()
         if companions.report is not None:
             auroc = loop.fit.curve[-1].auroc if loop.fit.curve else math.nan
             companions.report(loop.step, loss, auroc)
+
+
+def first_process() -> bool:
+    """Whether this one writes what all of them have."""
+    return _rank() == 0
 
 
 def _rank() -> int:

@@ -7,6 +7,8 @@
    drawn defects on the held-out images (`models.validation`), and its best state is kept.
 3. Where asked for, the map's strongest directions are chosen (`models.rotation`).
 4. The map quantiles q_a and q_b are those of tiles of the held-out images.
+5. Where asked for, the global branch (`models.global_branch`), the wide view (`models.wide_fit`)
+   and the images to look suspicions up in (`models.precedents`).
 
 On a CPU, one seed and one number of threads give one result, killed and resumed or not.
 """
@@ -14,7 +16,6 @@ On a CPU, one seed and one number of threads give one result, killed and resumed
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -29,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
+from models.checkpoint import training_key
 from models.compute import channels_last, compute_type, seeded
 from models.efficientad import Detector
 from models.errors import DataError
@@ -53,7 +55,7 @@ from models.validation import (
     on_images,
 )
 from models.wide import WideView
-from models.wide_fit import train_wide
+from models.wide_fit import WideFit, train_wide
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
@@ -73,7 +75,7 @@ class TrainedDetector:
     fits: dict[int, Fit] = field(default_factory=dict)
     """By scale: losses and validations, for curves."""
     precedents: Precedents | None = None
-    wide: tuple[WideView, ...] = ()
+    wide_fits: list[WideFit] = field(default_factory=list)
     states: list[Path] = field(default_factory=list)
     """Files to go on from, of no more use once the detector is saved."""
 
@@ -81,6 +83,16 @@ class TrainedDetector:
     def losses(self) -> list[float]:
         """Of every step, scale after scale."""
         return [loss for fit in self.fits.values() for loss in fit.losses]
+
+    @property
+    def wide(self) -> tuple[WideView, ...]:
+        return tuple(fit.view for fit in self.wide_fits)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether a part of it went on from what a killed training had left."""
+        steps = [fit.resumed_at for fit in self.fits.values()]
+        return any([*steps, *(fit.resumed_at for fit in self.wide_fits)])
 
 
 def train(
@@ -107,7 +119,7 @@ def train(
     window: of the global branch, when the engine is given a part of the frame only.
     validation: images that choose the best state; without, drawn defects do. penalty_images: see
     `models.penalty`. state_dir: where the training's state is kept; `resume` goes on from it, if it
-    is one of the same images, settings and teacher. device: of torch.
+    is one of the same images, settings, teacher and program on such a device. device: of torch.
     Raises `DataError` for images that cannot be used, and when the training diverges.
     """
     settings = settings or TrainingSettings()
@@ -156,7 +168,8 @@ def train(
         settings = replace(settings, steps=max(1, steps))
     chosen_by = [*validation.good, *validation.bad] if validation is not None else []
     files = [*learn, *held_out, *chosen_by, *penalty_images]
-    key = _key(files, inspected, settings, teacher, channels)
+    mask = None if inspected is None else hashlib.sha256(inspected.tobytes()).hexdigest()
+    key = training_key(files, [mask, asdict(settings), teacher.identity, channels], device)
     validates: list[Validate | None] = [None] * len(settings.scales)
     if settings.validations and validation is not None:
         validates = [
@@ -197,13 +210,13 @@ def train(
         model, learn, held_out, settings, local=(q_a, q_b), window=window, report=report
     )
     model.cpu()
-    wide, wide_losses = tuple[WideView, ...](), list[float]()
+    wide_fits = list[WideFit]()
     states = [each.state for each in companions if each.state is not None]
     if settings.wide_view:
         name = f"training-{key[:16]}-wide"
         wide_states = [state_dir / f"{name}-{k}.state" for k in settings.wide_scales if state_dir]
         states += wide_states
-        wide, wide_losses = train_wide(
+        wide_fits = train_wide(
             lambda at: tiles[settings.scales.index(at)] if at in settings.scales else cut(scale=at),
             channels,
             held_out,
@@ -235,8 +248,8 @@ def train(
         "last_loss": round(float(np.mean(losses[-100:])), 6),
         "validated_on": _validated_on(validation, validates[0]),
         "global_loss": global_losses[-1] if global_losses else None,
-        "wide_loss": round(float(np.mean(wide_losses[-100:])), 6) if wide_losses else None,
-        "wide_level": [round(view.level, 3) for view in wide],
+        "wide_loss": [round(float(np.mean(fit.losses[-100:])), 6) for fit in wide_fits],
+        "wide_level": [round(fit.view.level, 3) for fit in wide_fits],
         "map_channels": rotations,
         "curves": {str(scale): _curve(fit) for scale, fit in fits.items()},
     }
@@ -254,7 +267,7 @@ def train(
         held_out,
         fits,
         precedents=precedents,
-        wide=wide,
+        wide_fits=wide_fits,
         states=states,
     )
 
@@ -359,22 +372,6 @@ def _curve(fit: Fit) -> dict[str, Any]:
         "auroc": [[point.step, round(point.auroc, 5)] for point in fit.curve],
         "kept_step": fit.kept_step,
     }
-
-
-def _key(
-    paths: Sequence[Path],
-    inspected: NDArray[np.bool_] | None,
-    settings: TrainingSettings,
-    teacher: Teacher,
-    channels: int,
-) -> str:
-    """Of all that decides the weights."""
-    files = [[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
-    mask = None if inspected is None else hashlib.sha256(inspected.tobytes()).hexdigest()
-    processes = distributed.get_world_size() if distributed.is_initialized() else 1
-    machine = [torch.get_num_threads(), processes]
-    about = [files, mask, asdict(settings), teacher.identity, channels, machine]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
 def split(images: Sequence[Path], settings: TrainingSettings) -> tuple[list[Path], list[Path]]:

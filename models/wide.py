@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,15 +36,17 @@ from models.variants import FRAME_MARGIN_PX, MARGIN_PX, SCALES, STRIDE, map_hw
 
 WIDTHS = (24, 48, 96, 128, 128)
 """Channels at 1/2, 1/4 (the map's), 1/8, 1/16 and 1/32 of the frame."""
-PROBE_PX = 96
+VIEW_PX = 236
+"""What lies further away from a cell changes no z: 236 px before it, 205 behind."""
+PROBE_PX = 320
 TOLERANCE = 0.05
 """Of z: a fortieth of the map."""
 SCALE, LEVEL, PROBE, ANSWER = "scale", "level", "probe", "answer"
 """Beside the weights in a file."""
 GRID_PX = 2 ** len(WIDTHS)
 BLOCK_PX = 2048
-OVERLAP_PX = 256
-"""More than the view."""
+OVERLAP_PX = 512
+"""Twice the view and more: blocks say exactly what the whole would."""
 POWER = 0.5
 LEAST, MOST = -2.0, 8.0
 Floats = NDArray[np.float32]
@@ -180,17 +183,47 @@ def views_of_arrays(arrays: Mapping[str, NDArray[Any]], in_channels: int) -> tup
     )
 
 
-def check_answer(view: WideView, infer: Infer) -> None:
+def check_answer(view: WideView, infer: Infer, frames_hw: Sequence[tuple[int, int]] = ()) -> None:
     """Raise `ParityError` for an engine that does not say of the probe what the reference did: one
-    that is too low everywhere would let every frame pass."""
+    that is too low everywhere would let every frame pass.
+
+    An engine is compiled for each size of block. So the probe is laid into two corners of each that
+    frames of these sizes come in, where z is what it is in the probe itself, as far as the view
+    does not reach beyond it. Blocks that are smaller than the probe must be finite only.
+    """
     if view.probe is None or view.answer is None:
         return
-    worst = float(np.abs(infer(view.probe) - view.answer).max())
-    if not worst <= TOLERANCE:  # NaN is not
-        raise ParityError(
-            f"the wide view's engine is {worst:g} off the reference's logits, at most "
-            f"{TOLERANCE:g} are allowed: use another runtime, and report it"
-        )
+    off = {(PROBE_PX, PROBE_PX): float(np.abs(infer(view.probe) - view.answer).max())}
+    for hw in frames_hw:
+        for size in block_sizes(hw, view.scale) - set(off):
+            off[size] = _corners_off(view.probe, view.answer, infer, size)
+    for (height, width), worst in off.items():
+        if not worst <= TOLERANCE:  # NaN is not
+            raise ParityError(
+                f"the wide view's engine is {worst:g} off the reference's logits in a block of "
+                f"{width}x{height}, at most {TOLERANCE:g} are allowed: use another runtime, and "
+                "report it"
+            )
+
+
+def _corners_off(probe: Image, answer: Floats, infer: Infer, size: tuple[int, int]) -> float:
+    """How far off z is, with the probe at the beginning and at the end of a block."""
+    begin, end = (slice(None, PROBE_PX),) * 2, (slice(-PROBE_PX, None),) * 2
+    block = np.full((*size, probe.shape[2]), 127, np.uint8)
+    if min(size) < PROBE_PX:
+        return 0.0 if np.isfinite(infer(block)).all() else float("nan")
+    cells = (PROBE_PX - VIEW_PX) // STRIDE
+    first, last = (slice(None, cells),) * 2, (slice(-cells, None),) * 2
+    both_fit = max(size) >= 2 * PROBE_PX
+    block[begin] = probe
+    if both_fit:
+        block[end] = probe
+    z = infer(block)
+    off = np.abs(z[first] - answer[first]).max()
+    if not both_fit:
+        block[end] = probe
+        z = infer(block)
+    return float(np.maximum(off, np.abs(z[last] - answer[last]).max()))
 
 
 def logits(infer: Infer, padded: Image, scale: int = 1) -> Floats:
@@ -208,6 +241,20 @@ def logits(infer: Infer, padded: Image, scale: int = 1) -> Floats:
             z = infer(np.ascontiguousarray(np.pad(block, (*beyond, (0, 0)), mode="edge")))
             found[down, across] = z[_within(down, top), _within(across, left)]
     return _enlarged(found, scale, map_hw(*frame_hw))
+
+
+def block_sizes(frame_hw: tuple[int, int], scale: int) -> set[tuple[int, int]]:
+    """Of all blocks that a frame of this size, without margin, is seen in."""
+    rows, columns = (
+        {
+            -(-(end - begin) // GRID_PX) * GRID_PX
+            for begin, end, _ in _blocks(
+                -(-side // scale) + 2 * MARGIN_PX, -(-side // (STRIDE * scale))
+            )
+        }
+        for side in frame_hw
+    )
+    return set(product(rows, columns))
 
 
 def _enlarged(z: Floats, scale: int, hw: tuple[int, int]) -> Floats:

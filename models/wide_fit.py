@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from models.checkpoint import load_state, save_state
 from models.compute import compute_type, seeded
 from models.crops import GOOD, UNSURE, Batch, CropSource
 from models.errors import DataError
-from models.fit import SAVE_SECONDS
+from models.fit import SAVE_SECONDS, first_process
 from models.images import read_image
 from models.muon import Muon
 from models.settings import TrainingSettings
@@ -55,6 +55,17 @@ MOST_LOOKED_AT = 48
 Progress = Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True, slots=True)
+class WideFit:
+    """How a view's training went."""
+
+    view: WideView
+    losses: list[float]
+    """Of every step."""
+    resumed_at: int = 0
+    """The step after which a killed training went on; 0: it began anew."""
+
+
 def train_wide(
     cut: Callable[[int], TileSet],
     channels: int,
@@ -67,15 +78,15 @@ def train_wide(
     key: str = "",
     resume: bool = False,
     report: Progress,
-) -> tuple[tuple[WideView, ...], list[float]]:
-    """A view for each of the settings' scales, and all losses, one training after the other.
+) -> list[WideFit]:
+    """A view for each of the settings' scales, one training after the other.
 
     cut: the tiles of a scale. states: one for each view, see `fit_wide`.
     """
-    views, losses = list[WideView](), list[float]()
+    fits = list[WideFit]()
     for number, scale in enumerate(settings.wide_scales):
         at = f", scale {scale}" if len(settings.wide_scales) > 1 else ""
-        view, found = fit_wide(
+        fit = fit_wide(
             cut(scale),
             channels,
             scale=scale,
@@ -90,10 +101,9 @@ def train_wide(
             progress=partial(report, f"train the wide view{at}"),
         )
         looked_at = partial(report, f"the wide view's level{at}")
-        level = good_level(view, held_out, inspected, device=device, progress=looked_at)
-        views.append(replace(view, level=level))
-        losses += found
-    return tuple(views), losses
+        level = good_level(fit.view, held_out, inspected, device=device, progress=looked_at)
+        fits.append(replace(fit, view=replace(fit.view, level=level)))
+    return fits
 
 
 def fit_wide(
@@ -110,11 +120,12 @@ def fit_wide(
     key: str = "",
     resume: bool = False,
     progress: Callable[[int, int], None],
-) -> tuple[WideView, list[float]]:
+) -> WideFit:
     """Train on crops of good tiles of this scale, `crop_px` made up to whole `GRID_PX`; the view's
     level is still 0 (`good_level`).
 
-    state: written now and then, of this `key`; `resume` goes on from it.
+    state: written now and then, of this `key`; `resume` goes on from it. Several processes
+    (`torchrun`) all do the same, and the first one writes.
     Raises `DataError` when the training diverges: the state before it stays on disk.
     """
     crop_px = -(-crop_px // GRID_PX) * GRID_PX
@@ -141,6 +152,7 @@ def fit_wide(
         rng.bit_generator.state = json.loads(before["rng"])
         source.remember(before["hardest"])
         losses = before["losses"]
+    resumed_at = len(losses)
     saved = time.monotonic()
     for step in range(len(losses), steps):
         for group in optimiser.param_groups:
@@ -168,7 +180,8 @@ def fit_wide(
         by_number = dict(zip(order, highest.tolist(), strict=True))
         source.report(batch, [by_number[number] for number in range(BATCH)])
         due = (step + 1) % max(1, steps // LEAST_STATES) == 0
-        if state is not None and (due or time.monotonic() - saved > SAVE_SECONDS):
+        due = due or time.monotonic() - saved > SAVE_SECONDS
+        if state is not None and due and first_process():
             now = {
                 "net": net.state_dict(),
                 "optimiser": optimiser.state_dict(),
@@ -179,7 +192,7 @@ def fit_wide(
             save_state(state, key, now)
             saved = time.monotonic()
         progress(step + 1, steps)
-    return replace(net.eval().cpu().view(), scale=scale), losses
+    return WideFit(replace(net.eval().cpu().view(), scale=scale), losses, resumed_at)
 
 
 def good_level(

@@ -69,8 +69,8 @@ class WideNet(nn.Module):
             for kind, values in (("weight", weight), ("bias", bias)):
                 plain = values.float().cpu().contiguous().numpy()
                 weights[f"{name}.{kind}"] = np.ascontiguousarray(plain)
-        coarse = np.random.default_rng(0).integers(0, 256, (12, 12, self.in_channels), np.uint8)
-        probe = coarse.repeat(PROBE_PX // 12, axis=0).repeat(PROBE_PX // 12, axis=1)
+        coarse = np.random.default_rng(0).integers(0, 256, (40, 40, self.in_channels), np.uint8)
+        probe = coarse.repeat(PROBE_PX // 40, axis=0).repeat(PROBE_PX // 40, axis=1)
         view = WideView(self.in_channels, weights)
         return replace(view, probe=probe, answer=open_wide_torch(view, "cpu")(probe))
 

@@ -264,9 +264,10 @@ def work(stage: Stage) -> None:
                 decide_round(desks, parts, scribe)
                 # While verdicts wait for the disk no trigger is taken.
                 stage.board.set_state(stage.name, STARTING if scribe.waits else READY)
-                _beat(stage, journal, publisher, ready=not scribe.waits)
+                why = "the disk takes no results: see the log" if scribe.waits else ""
+                _beat(stage, journal, publisher, why)
             end_parts(parts, scribe)
-            _beat(stage, journal, publisher, ready=False, now=True)
+            _beat(stage, journal, publisher, "all cameras have ended", now=True)
         finally:
             publisher.close()
             if gate is not None:
@@ -299,27 +300,28 @@ def _why_missing(stage: Stage, camera: str) -> Reason:
 
 
 def _beat(
-    stage: Stage, journal: Journal, publisher: Publisher, *, ready: bool, now: bool = False
+    stage: Stage, journal: Journal, publisher: Publisher, why: str, *, now: bool = False
 ) -> None:
-    """A heartbeat, when it is time for one, or now."""
+    """A heartbeat, when it is time for one, or now. why: decision itself is not ready; empty: it
+    is."""
     if now or time.monotonic_ns() >= publisher.next_ns:
         cameras = {
             camera: CAMERA_STATES[stage.board.camera(f"capture.{camera}")]
             for camera in stage.station.config.cameras
         }
-        why = _why_not_ready(stage, stored=ready)
+        why = _why_not_ready(stage) or why
         publisher.heartbeat(
             journal.stream_id, journal.last, ready=not why, cameras=cameras, why=why
         )
 
 
-def _why_not_ready(stage: Stage, *, stored: bool) -> str:
-    """Empty: it is. stored: whether what was decided is in the journal."""
+def _why_not_ready(stage: Stage) -> str:
+    """What the line waits for beside decision. Empty: for nothing."""
     if stage.board.order != GO_ON:
         return "the line is being stopped"
     if stage.board.state("worker") != READY:
         return stage.board.note("worker") or "the worker starts"
-    return "" if stored else "the disk takes no results: see the log"
+    return ""
 
 
 def _wait(inbox: zmq.Socket[bytes], deadlines_ns: Sequence[int]) -> None:

@@ -3,6 +3,10 @@
 The map inside the zones is exactly that of the whole frame: the window begins where a row and
 column of the coarsest scale's map does, ends a cell of it beyond the last inspected one, and what
 lies around it in the padded frame are its real surroundings. Outside of the window the map is 0.
+
+Not so for a bundle with a wide view or a global branch: of what lies more than 32 px outside they
+see nothing, so scores near the window's sides are of this window. Calibration looks through the
+same one; after zones were moved, calibrate again.
 """
 
 from __future__ import annotations

@@ -172,6 +172,19 @@ def spark(bundle: Bundle | None, options: EngineOptions) -> SparkRuntime:
     return SparkRuntime()
 
 
+class StarvedRuntime(StampRuntime):
+    """Opens, and then finds no memory for a frame, as a GPU may that others use."""
+
+    def infer(
+        self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]
+    ) -> list[float]:
+        raise RuntimeError("told to be out of memory")
+
+
+def starved_stamp(bundle: Bundle | None, options: EngineOptions) -> StarvedRuntime:
+    return StarvedRuntime()
+
+
 def compiling_stamp(bundle: Bundle | None, options: EngineOptions) -> StampRuntime:
     """Says that it takes minutes, and takes the seconds that a test can wait, silently."""
     options.say("the test's compiler takes some minutes, once for this bundle")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,16 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.table import Table
+import torch
 
-from calibrate.boxes_eval import RIGHT_IOU, f_score
+from calibrate.boxes_eval import RIGHT_IOU
 from calibrate.calibration import calibrate
 from calibrate.evaluation import Judge, Seen
 from calibrate.labelled import Labels
-from calibrate.metrics import box_peak, image_auroc, interval, recall_at
+from calibrate.metrics import box_peak, image_auroc
 from calibrate.policies import Policy
 from models.augment import Augmentation
 from models.bundle import Bundle
@@ -39,23 +37,13 @@ from models.untrained import untrained_model
 from models.validation import ValidationImages
 from pipeline.commands.progress import progress_bar
 from pipeline.config import Recipe
+from tools.accuracy_figures import Looked, figures
 from tools.image_sets import ImageSet, halves, load_set
 
 TOY_BLUR_SIGMA = 2.0
 TOY_MEDIAN_PX = 41
 SOURCES = ("models", "calibrate", "pipeline", "tools")
 
-ROWS = {
-    "image_auroc": "image AUROC",
-    "pixel_auroc": "pixel AUROC",
-    "au_pro": "AU-PRO (0.3)",
-    "recall_at_1": "defect recall at 1 % false rejects",
-    "recall_at_5": "defect recall at 5 % false rejects",
-    "frozen_recall": "threshold of val: defect recall",
-    "frozen_image_recall": "threshold of val: image recall",
-    "frozen_false_rejects": "threshold of val: false rejects",
-    "box_f": "threshold of val: F-score of boxes, IoU 0.33",
-}
 Report = Callable[[str, int, int], None]
 
 
@@ -98,28 +86,6 @@ POLICY = Policy("youden")
 """Val has defective images, and too few good ones for a promise that is worth its name."""
 
 
-@dataclass(slots=True)
-class Looked:
-    """Raw results of one detector on the test images."""
-
-    good: list[float]
-    """Highest score of each good image."""
-    bad: list[float]
-    bad_kinds: list[list[str]]
-    """Of each defective image: what is in it."""
-    peaks: list[tuple[int, str, float]]
-    """Defective image, kind and highest value of each defect."""
-    good_failed: int
-    bad_failed: int
-    defects_failed: list[bool]
-    """Whether each defect lies under a box of the frozen threshold."""
-    boxes: int
-    found: int
-    """Defects that a box overlaps with an IoU of over 0.33; each box finds one."""
-    pixel_auroc: float
-    au_pro: float
-
-
 def bench(
     data: Path,
     names: Sequence[str],
@@ -148,7 +114,11 @@ def bench(
                 settings = replace(settings, wide_view=False, precedents=False)
             asked = replace(plan, settings=settings)
             kept = out / f"{name}-{seed}.json"
-            what = f"{variant}, {random_teacher=}, {device}, {asked!r}, sources {_sources()}"
+            what = (
+                f"{variant}, {random_teacher=}, {device}, {torch.get_num_threads()} threads, "
+                f"{asked!r}, program {PROGRAM}, data {_data(images)}"
+            )
+            states = out / f"states-{name}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
             if (before := _kept(kept, what)) is None:
                 with progress_bar(f"{name}, seed {seed}", None, quiet=quiet) as update:
                     looked, about = run_seed(
@@ -157,11 +127,15 @@ def bench(
                         variant=variant,
                         teacher=random_features(variant, seed) if random_teacher else None,
                         work=out,
+                        state_dir=states,
                         device=device,
                         report=lambda what, done, total: update(done, total, what),
                     )
                 before = {"looked": asdict(looked), "about": about, "asked": what}
-                kept.write_text(json.dumps(before))
+                partial = kept.with_suffix(".partial")
+                partial.write_text(json.dumps(before))
+                partial.replace(kept)
+                shutil.rmtree(states, ignore_errors=True)
             looks.append(Looked(**before["looked"]))
             abouts.append(before["about"])
         about = {"runs": abouts, "toy_image_auroc": toy_auroc(images)}
@@ -169,11 +143,25 @@ def bench(
     return table
 
 
-def _sources() -> str:
-    """Hash of the program: figures of another one are not these."""
+def _program() -> str:
+    """Hash of the sources: figures of another program are not these."""
     root = Path(__file__).resolve().parents[1]
     files = sorted(path for name in SOURCES for path in (root / name).rglob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+PROGRAM = _program()
+"""Of the modules that run: files may change in the hours of a benchmark."""
+
+
+def _data(images: ImageSet) -> str:
+    """Hash of what is learnt from and looked at."""
+    files = [
+        *images.train,
+        *(image.path for part in (images.val, images.test) for image in part.images),
+    ]
+    seen = [[path.name, path.stat().st_size] for path in files]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
 
 
 def _kept(path: Path, asked: str) -> dict[str, Any] | None:
@@ -198,14 +186,13 @@ def run_seed(
     variant: str,
     teacher: Teacher | None,
     work: Path,
+    state_dir: Path,
     device: str,
     report: Report,
 ) -> tuple[Looked, dict[str, Any]]:
     """Train, calibrate and look at the test images; results and how they came about."""
     begun = time.monotonic()
     choosing, calibrating = halves(images.val)
-    state_dir = work / f"states-{_sources()}"
-    resumed = any(state_dir.glob("*.state"))
     trained = train(
         images.train,
         variant,
@@ -221,8 +208,6 @@ def run_seed(
         device=device,
         progress=report,
     )
-    for state in trained.states:
-        state.unlink(missing_ok=True)
     minutes = (time.monotonic() - begun) / 60
     bundle = save_detector(
         work / "bundles",
@@ -246,7 +231,7 @@ def run_seed(
     looked = look(calibrated, images.test, plan.recipe, report)
     about = {
         "minutes": minutes,
-        "resumed": resumed,
+        "resumed": trained.resumed,
         "kept_steps": {scale: fit.kept_step for scale, fit in trained.fits.items()},
         "bundle": calibrated.name,
     }
@@ -291,36 +276,6 @@ def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def figures(seeds: Sequence[Looked]) -> dict[str, Any]:
-    """[mean over the seeds, low, high]: of what is ranked, 95 % intervals over images drawn again
-    (the same ones for all seeds); of pixels and of the frozen threshold, the seeds' extremes.
-    """
-    kinds = sorted({kind for _, kind, _ in seeds[0].peaks})
-    table: dict[str, Any] = {
-        "image_auroc": _resampled(seeds, lambda good, bad, _: image_auroc(good, bad)),
-        "pixel_auroc": _spread([looked.pixel_auroc for looked in seeds]),
-        "au_pro": _spread([looked.au_pro for looked in seeds]),
-        "recall_at_1": _resampled(seeds, lambda good, _, peaks: recall_at(good, peaks, 0.01)),
-        "recall_at_5": _resampled(seeds, lambda good, _, peaks: recall_at(good, peaks, 0.05)),
-        "frozen_false_rejects": _spread([s.good_failed / len(s.good) for s in seeds]),
-        "frozen_image_recall": _spread([s.bad_failed / len(s.bad) for s in seeds]),
-        "frozen_recall": _spread([float(np.mean(s.defects_failed)) for s in seeds]),
-        "box_f": _spread([_f_score(s) for s in seeds]),
-        "kinds": {},
-    }
-    for kind in kinds:
-        table["kinds"][kind] = {
-            "image_auroc": _resampled(seeds, lambda good, bad, _: image_auroc(good, bad), kind),
-            "recall_at_1": _resampled(
-                seeds, lambda good, _, peaks: recall_at(good, peaks, 0.01), kind
-            ),
-            "recall_at_5": _resampled(
-                seeds, lambda good, _, peaks: recall_at(good, peaks, 0.05), kind
-            ),
-        }
-    return table
-
-
 def toy_auroc(images: ImageSet) -> float:
     """Of the toy: the greatest difference of the blurred image from its medians around."""
 
@@ -333,68 +288,3 @@ def toy_auroc(images: ImageSet) -> float:
         [score(image.path) for image in images.test.good],
         [score(image.path) for image in images.test.bad],
     )
-
-
-def print_table(found: dict[str, Any]) -> None:
-    """One table for each data set, kinds of defects below."""
-    for name, figures_ in found["sets"].items():
-        whole = [run["minutes"] for run in figures_["runs"] if not run["resumed"]]
-        minutes = f"{np.mean(whole):.1f}" if whole else "?"
-        table = Table(title=f"{name}: {found['variant']}, {len(found['seeds'])} seed(s)")
-        for column in ("", "mean", "low", "high"):
-            table.add_column(column, justify="right" if column else "left")
-        for key, label in ROWS.items():
-            table.add_row(label, *(f"{value:.3f}" for value in figures_[key]))
-        for kind, of_kind in figures_["kinds"].items():
-            for key, values in of_kind.items():
-                table.add_row(f"{kind}: {ROWS[key]}", *(f"{value:.3f}" for value in values))
-        table.caption = (
-            f"toy: image AUROC {figures_['toy_image_auroc']:.3f}; {minutes} min a training; "
-            f"{found['machine']}, {found['when']}"
-        )
-        Console().print(table)
-
-
-Statistic = Callable[[list[float], list[float], list[float]], float]
-"""Of good images' scores, defective images' scores, defects' peaks."""
-
-
-def _resampled(seeds: Sequence[Looked], statistic: Statistic, kind: str = "") -> list[float]:
-    """[mean over the seeds, lower, upper end of its interval]."""
-
-    def value(good: NDArray[np.intp], bad: NDArray[np.intp]) -> float:
-        values = []
-        for looked in seeds:
-            scores = np.array(looked.good)[good].tolist()
-            chosen = [k for k in bad.tolist() if not kind or kind in looked.bad_kinds[k]]
-            peaks = [
-                peak
-                for k in chosen
-                for which, peak in _peaks(looked, k)
-                if not kind or which == kind
-            ]
-            values.append(statistic(scores, [looked.bad[k] for k in chosen], peaks))
-        return float(np.mean(values))
-
-    goods, bads = len(seeds[0].good), len(seeds[0].bad)
-    everything = value(np.arange(goods), np.arange(bads))
-
-    def drawn(indices: NDArray[np.intp]) -> float:
-        """Good and defective images are drawn each among their kind."""
-        rng = np.random.default_rng(indices[:8].tolist())
-        return value(rng.integers(0, goods, goods), rng.integers(0, bads, bads))
-
-    return [everything, *interval(drawn, goods + bads, resamplings=300)]
-
-
-def _peaks(looked: Looked, image: int) -> list[tuple[str, float]]:
-    return [(kind, peak) for number, kind, peak in looked.peaks if number == image]
-
-
-def _spread(values: Sequence[float]) -> list[float]:
-    """[mean, lowest, highest] over the seeds."""
-    return [float(np.mean(values)), float(min(values)), float(max(values))]
-
-
-def _f_score(looked: Looked) -> float:
-    return f_score(looked.found, looked.boxes, len(looked.peaks))

@@ -51,7 +51,8 @@ def _accuracy_parser(parser: argparse.ArgumentParser) -> None:
 
 def bench_accuracy(chosen: argparse.Namespace) -> int:
     """Train, calibrate and look, set by set and seed by seed; a table in the end."""
-    from tools.accuracy import bench, print_table
+    from tools.accuracy import bench
+    from tools.accuracy_figures import print_table
 
     data = chosen.data or Path(os.environ.get("LINEWATCH_DATA", "../shared/data"))
     found = bench(

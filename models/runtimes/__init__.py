@@ -8,7 +8,8 @@
 3. A global branch runs beside it (`models.whole`).
 4. It must reproduce the bundle's reference maps (`models.runtimes.parity`).
 5. Where that fails, or it cannot be opened, the next candidate is taken, and that is said.
-6. Where the bundle brings a wide view, the map is weighed by it (`models.wide`).
+6. Where the bundle brings a wide view, the map is weighed by it, once it has answered as the
+   reference does, in blocks of the sizes that will run (`models.wide`).
 7. Where it brings its training images, suspicions are looked up (`models.precedents`).
 """
 
@@ -170,17 +171,28 @@ def _open(
     target = RUNTIMES[runtime].factory if runtime in RUNTIMES else runtime
     factory = _factory(target)
     try:
-        engine = factory(bundle, options)
+        return _opened(bundle, runtime, factory, options, calibrating=calibrating)
     except (RuntimeError, OSError) as error:
         # What GPU libraries raise: out of memory, a kernel that does not compile, a missing file.
         raise RuntimeUnavailable(
             f"{runtime}/{options.precision} cannot be opened: {type(error).__name__}: {error}: see "
             "`linewatch doctor`, or allow another engine in worker.fallback"
         ) from error
+
+
+def _opened(
+    bundle: Bundle | None,
+    runtime: str,
+    factory: Factory,
+    options: EngineOptions,
+    *,
+    calibrating: bool,
+) -> Runtime:
+    engine = factory(bundle, options)
     if bundle is None or runtime == "null":
         return engine
-    batches = [1]
-    if runtime in RUNTIMES and RUNTIMES[runtime].gpu:
+    batches, gpu = [1], runtime in RUNTIMES and RUNTIMES[runtime].gpu
+    if gpu:
         # Each size of a batch is a graph of its own, and each of its two lanes.
         sizes = [1 << n for n in range(options.max_batch.bit_length())]
         batches = [size for size in sizes for _ in range(2)]
@@ -202,16 +214,16 @@ def _open(
         if wide:
             from models.runtimes.with_wide import WithWide
 
-            engine = WithWide(engine, wide, options.threads)
+            engine = WithWide(engine, wide, options.threads, options.shapes, gpu=gpu)
         precedents = bundle.precedents()
+        if precedents is not None:
+            from models.runtimes.looking_up import LookingUp  # with OpenCV
+
+            engine = LookingUp(engine, precedents, bundle.calibration.q_b)
     except BaseException:
         engine.close()
         raise
-    if precedents is None:
-        return engine
-    from models.runtimes.looking_up import LookingUp  # with OpenCV
-
-    return LookingUp(engine, precedents, bundle.calibration.q_b)
+    return engine
 
 
 def engine_of(engine_id: str) -> str:

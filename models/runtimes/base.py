@@ -50,10 +50,10 @@ class Stage(Runtime, Protocol):
 def stages(engine: Runtime) -> list[tuple[str, Runtime]]:
     """The engine as it grows: first the student and teacher alone, last the whole of it."""
     found: list[tuple[str, Runtime]] = []
-    while (inner := getattr(engine, "inner", None)) is not None:
+    while hasattr(engine, "inner") and hasattr(engine, "name"):
         stage = cast(Stage, engine)
         found.append((stage.name, stage))
-        engine = inner
+        engine = stage.inner
     return [("student", engine), *reversed(found)]
 
 

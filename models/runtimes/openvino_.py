@@ -32,7 +32,7 @@ KEPT = 16
 """Compiled shapes kept beyond those that were asked for at the start."""
 
 
-class _Compiled:
+class Compiled:
     """Requests by the shape of their padded frames or strips; those asked for first stay."""
 
     def __init__(self, build: Callable[[int, int], ov.Model], *, hint: str, threads: int) -> None:
@@ -86,7 +86,7 @@ class OpenVinoRuntime:
         # What is left in float of a quantised graph (the first layer) is bfloat16 where that is
         # quicker; OpenVINO knows.
         hint = "bf16" if options.precision == "int8" else options.precision
-        self._compiled = _Compiled(
+        self._compiled = Compiled(
             lambda rows, columns: build_model(graph, rows, columns, peaks),
             hint=hint,
             threads=options.threads,
@@ -133,7 +133,7 @@ def activation_peaks(
 
     padded: uint8 (H + 64, W + 64, C) frames. Raises `DataError` for none.
     """
-    compiled = _Compiled(
+    compiled = Compiled(
         lambda rows, columns: build_peaks_model(graph, rows, columns), hint="f32", threads=threads
     )
     highest: list[NDArray[np.float32]] = []

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
+from models.runtimes.openvino_ import Compiled
 from models.wide import Floats, Image, Infer, WideView, convolutions, forward
 
 
 def open_wide(view: WideView, threads: int) -> Infer:
-    """See `models.wide.Infer`; compiled once for each size of block. In float32."""
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
-    }
-    core = ov.Core()
-    requests: dict[tuple[int, ...], Any] = {}
+    """See `models.wide.Infer`; compiled for each size of block. In float32."""
+    compiled = Compiled(partial(_model, view), hint="f32", threads=threads)
 
     def infer(block: Image) -> Floats:
-        if block.shape not in requests:
-            model = _model(view, block.shape)
-            compiled = core.compile_model(model, "CPU", settings)
-            requests[block.shape] = compiled.create_infer_request()
-        request = requests[block.shape]
+        request = compiled.request(block.shape[:2])
         request.infer([block[None]])
         return np.array(request.get_output_tensor(0).data[0, 0], np.float32)
 
     return infer
 
 
-def _model(view: WideView, shape_hwc: tuple[int, ...]) -> ov.Model:
+def _model(view: WideView, height: int, width: int) -> ov.Model:
     steps = convolutions(view.in_channels)
 
     def convolve(name: str, x: Any) -> Any:
@@ -56,7 +47,7 @@ def _model(view: WideView, shape_hwc: tuple[int, ...]) -> ov.Model:
             axes=np.array([2, 3]),
         )
 
-    pixels = op.parameter([1, *shape_hwc], np.uint8)
+    pixels = op.parameter([1, height, width, view.in_channels], np.uint8)
     planes = op.transpose(op.convert(pixels, "f32"), np.array([0, 3, 1, 2]))
     x = op.subtract(op.divide(planes, np.float32(127.5)), np.float32(1))
     return ov.Model([forward(x, convolve, op.add, twice)], [pixels], "wide view")

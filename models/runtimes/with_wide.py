@@ -16,31 +16,40 @@ from models.runtimes.base import Runtime
 from models.wide import Infer, WideView, above_level, check_answer, weigh
 
 
-def open_wide_view(view: WideView, engine_id: str, threads: int) -> Infer:
-    """Beside the engine of this id."""
-    device = "cpu" if engine_id.endswith("/cpu") else "cuda"
-    if device == "cpu" and importlib.util.find_spec("openvino"):
+def open_wide_view(view: WideView, threads: int, *, gpu: bool) -> Infer:
+    """gpu: on that which torch would use."""
+    if not gpu and importlib.util.find_spec("openvino"):
         from models.runtimes.wide_openvino import open_wide
 
         return open_wide(view, threads)
     from models.wide_net import open_wide_torch
 
-    return open_wide_torch(view, device)
+    return open_wide_torch(view, "cuda" if gpu else "cpu")
 
 
 class WithWide:
     """Any runtime. It answers with the engine's own id: a bundle either brings a wide view or not,
-    and its thresholds were chosen accordingly. Raises `ParityError` where the wide view answers
-    otherwise than the reference.
+    and its thresholds were chosen accordingly.
+
+    shapes: (H, W, C) of the frames, compiled and checked for now. gpu: where the engine runs.
+    Raises `ParityError` where a wide view answers otherwise than the reference.
     """
 
     name = "wide view"
 
-    def __init__(self, engine: Runtime, views: Sequence[WideView], threads: int) -> None:
+    def __init__(
+        self,
+        engine: Runtime,
+        views: Sequence[WideView],
+        threads: int,
+        shapes: Sequence[tuple[int, int, int]] = (),
+        *,
+        gpu: bool = False,
+    ) -> None:
         self.inner, self._views = engine, views
-        self._infers = [open_wide_view(view, engine.engine_id, threads) for view in views]
+        self._infers = [open_wide_view(view, threads, gpu=gpu) for view in views]
         for view, infer in zip(views, self._infers, strict=True):
-            check_answer(view, infer)
+            check_answer(view, infer, [(height, width) for height, width, _ in shapes])
 
     @property
     def engine_id(self) -> str:
@@ -55,4 +64,5 @@ class WithWide:
         return [float(raw_map.max()) for raw_map in out]
 
     def close(self) -> None:
+        self._infers = []  # and with them what was compiled
         self.inner.close()

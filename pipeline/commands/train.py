@@ -349,6 +349,7 @@ def _tell(
             "held_out": about["held_out"],
             "left_out": images.left_out,
             "resumed_at": {scale: fit.resumed_at for scale, fit in detector.fits.items()},
+            "wide_resumed_at": {fit.view.scale: fit.resumed_at for fit in detector.wide_fits},
             "validated_on": about["validated_on"],
             "curves": about["curves"],
             "seconds": seconds,
@@ -366,7 +367,7 @@ def _tell(
         f"{detector.model.variant} learnt from {about['images']} images, {about['held_out']} held "
         f"out, in {seconds:.0f} s."
     )
-    if resume and not any(fit.resumed_at for fit in detector.fits.values()):
+    if resume and not detector.resumed:
         say("No state of this very training was found, so it began anew.")
     for scale, fit in detector.fits.items():
         if fit.resumed_at:
@@ -377,6 +378,9 @@ def _tell(
                 f"Scale {scale}: state of step {fit.kept_step} kept, AUROC {best:.3f} on "
                 f"{about['validated_on']}."
             )
+    for wide in detector.wide_fits:
+        if wide.resumed_at:
+            say(f"Wide view, scale {wide.view.scale}: went on after step {wide.resumed_at}.")
     say(f"What was learnt from, and how it went:\n  {pictures[0]}\n  {pictures[1]}")
     say(f"Next: choose its thresholds,\n  linewatch calibrate {bundle} --good FOLDER")
     print(f"bundle: {bundle}")

@@ -55,6 +55,18 @@ def test_no_frames_at_all(tmp_path: Path) -> None:
     assert run_line(line_config(tmp_path, frames=0)) == []
 
 
+def test_a_line_whose_cameras_have_ended_says_so(tmp_path: Path) -> None:
+    config, out = line_config(tmp_path, frames=150, fps=30), tmp_path / "watched"
+    command = [sys.executable, "-m", "pipeline.cli", "watch", config.publish.endpoint, "--json"]
+    with out.open("w") as file, subprocess.Popen(command, stdout=file) as watch:
+        try:
+            run_line(config)
+            wait_for(lambda: "not ready: all cameras have ended" in out.read_text())
+            assert "the disk" not in out.read_text()
+        finally:
+            watch.terminate()
+
+
 def test_what_comes_too_late_is_invalid_at_its_deadline(tmp_path: Path) -> None:
     config = line_config(tmp_path, cameras=1, frames=60, deadline_ms=12, slots=32)
     verdicts = run_line(config)

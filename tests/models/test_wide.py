@@ -11,12 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from striped import stripes
+from striped import random_view, stripes
 
 from models.augment import Augmentation
 from models.bundle import Bundle, recalibrated
-from models.errors import DataError, ParityError
+from models.errors import DataError
 from models.images import read_image
 from models.references import save_detector
 from models.runtimes import open_runtime
@@ -35,13 +34,12 @@ from models.wide import (
     POWER,
     WideView,
     above_level,
-    check_answer,
     logits,
     views_arrays,
     views_of_arrays,
     weigh,
 )
-from models.wide_fit import fit_wide, good_level, train_wide
+from models.wide_fit import WideFit, fit_wide, good_level, train_wide
 from models.wide_net import WideNet, open_wide_torch
 
 
@@ -52,16 +50,6 @@ def boards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         grain = np.random.default_rng(seed).integers(-6, 7, (160, 160))
         cv2.imwrite(str(folder / f"{seed}.png"), (stripes(seed) + grain).astype(np.uint8))
     return sorted(folder.iterdir())
-
-
-def random_view(channels: int, seed: int = 0) -> WideView:
-    torch.manual_seed(seed)
-    net = WideNet(channels, normed=True)
-    net.train()
-    with torch.no_grad():  # statistics that are not those of the beginning
-        for _ in range(2):
-            net(torch.randint(0, 255, (2, 64, 64, channels), dtype=torch.uint8))
-    return net.eval().view()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -104,14 +92,14 @@ def test_blocks_meet_without_gap(height: int, width: int, turned: bool) -> None:
 
 
 def test_blocks_are_as_good_as_the_whole() -> None:
-    """What lies further away than the overlap does not matter."""
+    """The overlap is more than the view."""
     infer = open_wide(random_view(1), 2)
     wide = np.random.default_rng(0).integers(0, 256, (96, BLOCK_PX + 600, 1)).astype(np.uint8)
     whole = infer(
         np.pad(wide[16:-16, 16:-16], ((0, 0), (0, -(BLOCK_PX + 568) % 32), (0, 0)), mode="edge")
     )
     inside = whole[4:12, 4 : 4 + (BLOCK_PX + 536) // 4]
-    np.testing.assert_allclose(logits(infer, wide), inside, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(logits(infer, wide), inside, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("hw", [(33, 33), (34, 71), (160, 97)])
@@ -217,24 +205,6 @@ def test_the_highest_of_all_views_counts() -> None:
     np.testing.assert_allclose(above_level(views[:1], looks[:1], padded), each[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("fault", ["low", "nan", "layer"])
-def test_an_engine_that_says_something_else_is_refused(fault: str) -> None:
-    view = random_view(1)
-    right = open_wide(view, 1)
-    check_answer(view, right)
-    if fault == "layer":
-        weights = dict(view.weights) | {"logit.weight": view.weights["logit.weight"] * 50}
-        wrong = open_wide(replace(view, weights=weights), 1)
-    else:
-        off = np.float32(np.nan if fault == "nan" else -3)
-
-        def wrong(block: NDArray[np.uint8]) -> NDArray[np.float32]:
-            return right(block) + off
-
-    with pytest.raises(ParityError, match=r"off the reference's logits.*report it"):
-        check_answer(view, wrong)
-
-
 def test_the_level_is_what_good_images_reach(boards: list[Path]) -> None:
     view = random_view(1)
     done: list[int] = []
@@ -249,7 +219,7 @@ def test_the_level_is_what_good_images_reach(boards: list[Path]) -> None:
     assert at_one == pytest.approx(np.median([z[20, 10] for z in maps]))
 
 
-def fitted(paths: list[Path], steps: int, seed: int = 0) -> tuple[WideView, list[float]]:
+def fitted(paths: list[Path], steps: int, seed: int = 0) -> WideFit:
     return fit_wide(
         build_tiles(paths, 1, tile=128),
         1,
@@ -268,7 +238,7 @@ def test_a_network_for_each_scale(boards: list[Path], tmp_path: Path) -> None:
 
     def views(*scales: int) -> tuple[WideView, ...]:
         name = "-".join(map(str, scales))
-        found, losses = train_wide(
+        fits = train_wide(
             lambda scale: build_tiles(boards, 1, tile=128, scale=scale),
             1,
             boards[:2],
@@ -276,9 +246,9 @@ def test_a_network_for_each_scale(boards: list[Path], tmp_path: Path) -> None:
             states=[tmp_path / f"{name}-{scale}" for scale in scales],
             report=lambda what, done, of: told.add(what),
         )
-        assert len(losses) == 3 * len(scales)
-        assert [view.scale for view in found] == list(scales)
-        return found
+        assert [len(fit.losses) for fit in fits] == [3] * len(scales)
+        assert [fit.view.scale for fit in fits] == list(scales)
+        return tuple(fit.view for fit in fits)
 
     both = views(1, 2)
     assert told >= {"train the wide view, scale 1", "the wide view's level, scale 2"}
@@ -291,17 +261,16 @@ def test_a_network_for_each_scale(boards: list[Path], tmp_path: Path) -> None:
 
 
 def test_it_learns(boards: list[Path]) -> None:
-    _, losses = fitted(boards, 24)
+    losses = fitted(boards, 24).losses
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
 
 
 def test_one_seed_gives_one_result(boards: list[Path]) -> None:
-    view, losses = fitted(boards, 3)
-    again, same = fitted(boards, 3)
-    assert losses == same
-    for name, weight in view.weights.items():
-        np.testing.assert_array_equal(weight, again.weights[name])
-    assert fitted(boards, 3, seed=1)[1] != losses
+    fit, again = fitted(boards, 3), fitted(boards, 3)
+    assert fit.losses == again.losses
+    for name, weight in fit.view.weights.items():
+        np.testing.assert_array_equal(weight, again.view.weights[name])
+    assert fitted(boards, 3, seed=1).losses != fit.losses
 
 
 class Killed(Exception):
@@ -312,7 +281,7 @@ def test_killed_and_resumed_is_as_not_killed(boards: list[Path], tmp_path: Path)
     tiles = build_tiles(boards, 1, tile=128)
     told: list[int] = []
 
-    def fit(stop: int, resume: bool, key: str = "a") -> tuple[WideView, list[float]]:
+    def fit(stop: int, resume: bool, key: str = "a") -> WideFit:
         told.clear()
 
         def count(done: int, of: int) -> None:
@@ -333,25 +302,57 @@ def test_killed_and_resumed_is_as_not_killed(boards: list[Path], tmp_path: Path)
             progress=count,
         )
 
-    whole, losses = fit(0, resume=False)
+    whole = fit(0, resume=False)
     with pytest.raises(Killed):
         fit(9, resume=False)
-    again, same = fit(0, resume=True)
+    again = fit(0, resume=True)
     assert told == list(range(9, 17))  # the state of step 8
-    assert same == losses
-    for name, weight in whole.weights.items():
-        np.testing.assert_array_equal(weight, again.weights[name])
+    assert (whole.resumed_at, again.resumed_at) == (0, 8)
+    assert again.losses == whole.losses
+    for name, weight in whole.view.weights.items():
+        np.testing.assert_array_equal(weight, again.view.weights[name])
     with pytest.raises(Killed):
         fit(1, resume=True, key="b")  # another training's state is not taken
     assert told == [1]
+
+
+def test_a_training_killed_in_its_second_view_goes_on_there(
+    boards: list[Path], tmp_path: Path
+) -> None:
+    wanted = TrainingSettings(steps=2, batch=1, crop_px=64, tile=128, validations=0)
+    wanted = replace(wanted, wide_view=True, wide_scales=(1, 2), wide_steps=8, wide_crop_px=64)
+    told: list[tuple[str, int]] = []
+
+    def learn(name: str, stop: tuple[str, int] = ("", 0)) -> TrainedDetector:
+        told.clear()
+
+        def count(what: str, done: int, of: int) -> None:
+            told.append((what, done))
+            if (what, done) == stop:
+                raise Killed
+
+        state_dir = tmp_path / name
+        return train(boards, settings=wanted, state_dir=state_dir, resume=True, progress=count)
+
+    whole = learn("whole")
+    last = "train the wide view, scale 2"
+    with pytest.raises(Killed):
+        learn("killed", (last, 5))
+    again = learn("killed")
+    assert [done for what, done in told if what.startswith("train the wide view")] == [6, 7, 8]
+    assert (whole.resumed, again.resumed) == (False, True)
+    assert [fit.resumed_at for fit in again.wide_fits] == [8, 5]
+    for view, same in zip(whole.wide, again.wide, strict=True):
+        assert view.level == same.level
+        for name, weight in view.weights.items():
+            np.testing.assert_array_equal(weight, same.weights[name])
 
 
 @pytest.mark.parametrize("side", [40, 70])
 def test_images_smaller_than_a_crop(tmp_path: Path, side: int) -> None:
     for seed in range(3):
         cv2.imwrite(str(tmp_path / f"{seed}.png"), stripes(seed, side + seed))
-    _, losses = fitted(sorted(tmp_path.iterdir()), 2)
-    assert np.isfinite(losses).all()
+    assert np.isfinite(fitted(sorted(tmp_path.iterdir()), 2).losses).all()
 
 
 @pytest.fixture(scope="module", params=[(1,), (2,), (1, 2)], ids=str)
@@ -368,7 +369,8 @@ def test_a_bundle_brings_it_to_the_engine(
 ) -> None:
     levels = [view.level for view in trained.wide]
     assert len(levels) == len(trained.provenance["settings"]["wide_scales"])
-    assert trained.provenance["wide_loss"] > 0
+    assert len(trained.provenance["wide_loss"]) == len(levels)
+    assert min(trained.provenance["wide_loss"]) > 0
     assert trained.provenance["wide_level"] == pytest.approx(levels, abs=1e-3)
     assert 0 not in levels
     engines = []

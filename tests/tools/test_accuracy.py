@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +15,8 @@ import pytest
 from models.errors import DataError as ModelsDataError
 from models.untrained import textured_frame
 from pipeline.errors import DataError
-from tools.accuracy import Looked, figures, print_table, toy_auroc
+from tools.accuracy import PLANS, run_seed, toy_auroc
+from tools.accuracy_figures import Looked, figures, print_table
 from tools.bench import main
 from tools.image_sets import TILE_TYPES, load_set
 
@@ -138,9 +141,47 @@ def test_both_sets_from_nothing(
     again = json.loads(capsys.readouterr().out)["sets"]["magnetic_tile"]["runs"]
     assert len(again) == 2
     assert again[0] == found["sets"]["magnetic_tile"]["runs"][0]
+    assert list(out.glob("states-*")) == []
     assert {path: path.stat().st_mtime_ns for path in times} == times
     print_table(found)
     assert "image AUROC" in capsys.readouterr().out
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_killed_while_it_looks_it_does_not_learn_again(data: Path, tmp_path: Path) -> None:
+    plan = PLANS["deeppcb"]
+    plan = replace(plan, settings=replace(plan.settings, steps=2, wide_steps=2))
+    told: list[str] = []
+
+    def go(stop: str) -> dict[str, Any]:
+        told.clear()
+
+        def report(what: str, done: int, total: int) -> None:
+            told.append(what)
+            if what == stop:
+                raise Killed
+
+        _, about = run_seed(
+            load_set(data, "deeppcb"),
+            plan,
+            variant="pdn_tiny",
+            teacher=None,
+            work=tmp_path,
+            state_dir=tmp_path / "states",
+            device="cpu",
+            report=report,
+        )
+        return about
+
+    with pytest.raises(Killed):
+        go("look at test images")
+    assert any(what.startswith("train student") for what in told)
+    assert go("")["resumed"]
+    assert not any(what.startswith("train") for what in told)
 
 
 def test_an_empty_set_is_an_error(tmp_path: Path) -> None:
