@@ -84,6 +84,8 @@ def open_wide_torch(view: WideView, device: str) -> Infer:
     net = WideNet(view.in_channels, normed=False).eval()
     net.load_state_dict({name: torch.from_numpy(value) for name, value in view.weights.items()})
     net.to(device)
+    # torch's default rounds float32 convolutions on a GPU to 10 bits (TF32).
+    torch.backends.cudnn.allow_tf32 = False
 
     def infer(block: Image) -> Floats:
         with torch.inference_mode():
