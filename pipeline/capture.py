@@ -24,6 +24,8 @@ from pipeline.ring import END_OF_STREAM, LOST, RUNNING, STOPPED, FrameRing
 from pipeline.sources import FrameFormat, Source, open_source
 from pipeline.stage import Stage, main
 
+LONGEST_SLEEP_S = 0.1
+
 
 def work(stage: Stage) -> None:
     cv2.setNumThreads(1)  # the engine's threads have the cores
@@ -73,6 +75,8 @@ class Playback:
         while self._intake.goes_on():
             if self._period_ns:
                 due_ns = self._pace(due_ns)
+                if not self._intake.goes_on():
+                    return STOPPED
             grab = source.read()
             if grab is None:
                 return END_OF_STREAM
@@ -81,11 +85,12 @@ class Playback:
         return STOPPED
 
     def _pace(self, due_ns: int) -> int:
-        """Sleep until the frame is due; when it is due. A delay is not made up for by a burst."""
-        now = time.monotonic_ns()
-        if due_ns > now:
-            time.sleep((due_ns - now) / 1e9)
-            now = due_ns
+        """Sleep until the frame is due; when the next one is. No burst makes up for a delay.
+
+        In short sleeps: a capture that is silent for long would be killed.
+        """
+        while (left := due_ns - (now := time.monotonic_ns())) > 0 and self._intake.goes_on():
+            time.sleep(min(left / 1e9, LONGEST_SLEEP_S))
         return max(due_ns, now - self._period_ns) + self._period_ns
 
 

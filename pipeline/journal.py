@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,6 +32,8 @@ SYNC_S = 0.1
 CHECKPOINT_BYTES = 4 * 2**20
 CROWDED_BYTES = 64 * 2**20
 """Commits follow each other so closely that the WAL never begins anew: one does it itself."""
+PAGE_ROWS = 1000
+CLOCK_JUMP_NS = 3600 * 10**9
 KEEP_ROWS = 20_000
 """Newest rows that stay whatever the limits are: what is still being decided is among them."""
 
@@ -48,9 +50,17 @@ class Row:
 class Journal:
     """The writer's side. Raises `ResourceError` when the disk or the file refuses."""
 
-    def __init__(self, path: Path, settings: PublishConfig | None = None) -> None:
-        """settings: durability and limits; None: `process`, and nothing is ever deleted."""
+    def __init__(
+        self,
+        path: Path,
+        settings: PublishConfig | None = None,
+        *,
+        utc_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """settings: durability and limits; None: `process`, and nothing is ever deleted. utc_ns:
+        the clock."""
         self.path = path
+        self._utc_ns = utc_ns
         self._settings = settings
         self._power = settings is not None and settings.durability == "power"
         self._sync_error: OSError | sqlite3.Error | None = None
@@ -65,6 +75,8 @@ class Journal:
                     str(topic): int(seq) for topic, seq in self._base.execute(LAST_OF_TOPICS)
                 }
                 self._seq = max(self._last.values(), default=0)
+                self._first_own = self._seq + 1
+                self._clock_ns = self._utc_ns() - time.monotonic_ns()
                 self.stream_id = self._continue_stream()
                 self._oldest = self._tidy()
             except (OSError, sqlite3.Error) as error:
@@ -142,7 +154,7 @@ class Journal:
                 self._base.execute("PRAGMA wal_checkpoint(PASSIVE)")
         rows: list[Row] = []
         last, seq = dict(self._last), self._seq
-        now = time.time_ns()
+        now = self._utc_ns()
         try:
             with self._base:
                 for key, messages in _keyed(verdicts, parts):
@@ -192,6 +204,9 @@ class Journal:
         (free,) = self._base.execute("PRAGMA freelist_count").fetchone()
         if (pages - free) * self._page_bytes <= self._settings.keep_mb * 2**20:
             # The `+` keeps SQLite on the few rows from `oldest` on, away from the index of times.
+            # A clock that was set makes rows of a minute ago look months old: these stay.
+            jumped = abs(now_ns - time.monotonic_ns() - self._clock_ns) > CLOCK_JUMP_NS
+            upto = min(upto, self._first_own) if jumped else upto
             (aged,) = self._base.execute(
                 "SELECT MAX(seq) FROM verdict WHERE seq >= ? AND seq < ? AND +t_commit_utc_ns < ?",
                 (oldest, upto, now_ns - round(self._settings.keep_days * 86400e9)),
@@ -350,19 +365,25 @@ def read_verdicts(path: Path, *, epoch: int | None = None) -> Iterator[Verdict]:
     A journal that is being made at this moment has none. Raises `ResourceError` for a file that
     cannot be read, `WireError` for a row that is not ours.
     """
-    query = "SELECT body FROM verdict WHERE kind = 'frame'"
-    if epoch is not None:
-        query += f" AND epoch = {int(epoch)}"
+    only = "" if epoch is None else f"AND epoch = {int(epoch)}"
+    query = (
+        f"SELECT camera, epoch, frame_id, body FROM verdict WHERE kind = 'frame' {only} "
+        "AND (camera, epoch, frame_id) > (?, ?, ?) ORDER BY camera, epoch, frame_id LIMIT ?"
+    )
     try:
         with contextlib.closing(
             sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         ) as base:
             if not base.execute("SELECT 1 FROM sqlite_master WHERE name = 'verdict'").fetchone():
                 return
-            for (body,) in base.execute(query + " ORDER BY camera, epoch, frame_id"):
-                message = decode(body)
-                if isinstance(message, Verdict):
-                    yield message
+            last: tuple[str, int, int] = ("", -1, -1)
+            # In pages: see `journal_queries.find`.
+            while page := base.execute(query, (*last, PAGE_ROWS)).fetchall():
+                for _, _, _, body in page:
+                    message = decode(body)
+                    if isinstance(message, Verdict):
+                        yield message
+                last = page[-1][:3]
     except sqlite3.Error as error:
         raise ResourceError(
             f"{path}: {error}; expected the journal of a line: check state_dir"

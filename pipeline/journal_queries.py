@@ -12,6 +12,7 @@ from pipeline.errors import ResourceError
 from pipeline.types import PartVerdict, Verdict
 from pipeline.wire import Heartbeat, decode
 
+PAGE_ROWS = 1000
 _COLUMNS = "seq, topic, t_commit_utc_ns, body"
 _OF_FRAME = (
     f"SELECT {_COLUMNS} FROM verdict WHERE kind = 'frame' AND camera = ? AND epoch = ? "
@@ -85,17 +86,28 @@ class Statistics:
 
 
 def find(path: Path, wanted: Wanted) -> Iterator[Entry]:
-    """Rows, oldest first. Raises `ResourceError`, `WireError` for a row that is not ours."""
+    """Rows, oldest first. Raises `ResourceError`, `WireError` for a row that is not ours.
+
+    Read in pages: as long as a query is open the line's journal cannot begin its log anew, and
+    whoever takes the rows may take hours.
+    """
     if wanted.part_id:
         yield from _find_part(path, wanted)
         return
     where, values = _where(wanted)
-    query = f"SELECT {_COLUMNS} FROM verdict{where} ORDER BY seq"
-    if wanted.limit:
-        query = f"SELECT * FROM ({query} DESC LIMIT {int(wanted.limit)}) ORDER BY seq"
+    both = f"{where} AND" if where else " WHERE"
     with _reading(path) as base:
-        for row in base.execute(query, values):
-            yield _entry(row)
+        (newest,) = base.execute("SELECT MAX(seq) FROM verdict").fetchone()
+        after = 0
+        if wanted.limit:
+            query = f"SELECT seq FROM verdict{where} ORDER BY seq DESC LIMIT 1 OFFSET ?"
+            first = base.execute(query, (*values, wanted.limit - 1)).fetchone()
+            after = first[0] - 1 if first else 0
+        query = f"SELECT {_COLUMNS} FROM verdict{both} seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+        while page := base.execute(query, (*values, after, newest, PAGE_ROWS)).fetchall():
+            for row in page:
+                yield _entry(row)
+            after = page[-1][0]
 
 
 def _where(wanted: Wanted) -> tuple[str, list[str | int]]:

@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from pipeline import errors
 from pipeline.board import (
@@ -42,15 +43,17 @@ from pipeline.journal import Journal
 from pipeline.ledger import settle
 from pipeline.lock import hold_station
 from pipeline.prepare.preparation import prepared_shape
+from pipeline.rarely import Rarely
 from pipeline.ring import LOST, RUNNING, FrameRing
 from pipeline.ringfile import create_ring
 from pipeline.sources import probe
 from pipeline.station import Station
+from pipeline.telemetry import empty_long_output
 from pipeline.triggers import TriggerLog
 
 TICK_S = 0.02
 _KILL_S = 5.0
-_MOST_REST_S = 3.0
+_LEAST_REST_S, _MOST_REST_S = 0.25, 3.0
 """Before a camera's capture is started again."""
 
 STAGES = {
@@ -101,6 +104,11 @@ class Line:
     """One station's line, from its configuration. `run` blocks until it has ended."""
 
     def __init__(self, config: LineConfig) -> None:
+        if config.worker.bundle:
+            # Where a link leads is found out once: a worker that is started again has the same.
+            bundle = str(Path(config.worker.bundle).resolve())
+            worker = config.worker.model_copy(update={"bundle": bundle})
+            config = config.model_copy(update={"worker": worker})
         self.station = Station.of(config)
         self.config = config
         self.epoch = 0
@@ -109,6 +117,7 @@ class Line:
         self._processes: dict[str, Process] = {}
         self._rings: dict[str, FrameRing] = {}
         self._draining = False
+        self._rarely = Rarely(60.0)
         self._decided_s = 0.0
         self._fault: LinewatchError | None = None
 
@@ -259,6 +268,8 @@ class Line:
 
     def _tend(self, board: Board) -> None:
         """Reap what has ended, kill what is stuck, restart what broke."""
+        if self._rarely.due("output"):
+            empty_long_output(self.station.log("any").parent)
         for process in list(self._processes.values()):
             if process.finished:
                 continue
@@ -272,8 +283,10 @@ class Line:
                 self._kill_if_stuck(board, process)
             elif process.resting_until:
                 if time.monotonic() > process.resting_until:
-                    process.resting_until = 0.0
-                    self._start(board, process.name)
+                    if self._is_lasting(process.name):
+                        self._start_again(board, process)
+                    else:
+                        self._restart(board, process, code)
             elif code == 0 and (board.state(process.name) == DONE or board.order == QUIT):
                 process.finished = True
             elif (fault := self._read_fault(process.name, code)) is not None and not (
@@ -299,7 +312,7 @@ class Line:
         if self._is_lasting(process.name):
             # A camera that hangs or crashes its library never ends the line, nor does a bridge.
             board.set_camera(process.name, CAMERA_FROZEN)
-            process.rest_s = min(2 * process.rest_s or 0.25, _MOST_REST_S)
+            process.rest_s = min(2 * process.rest_s or _LEAST_REST_S, _MOST_REST_S)
             if now - process.starts[-1] > limits.restart_window_s:
                 process.rest_s = 0.0
             log.warning("%s ended with %d: again in %g s", process.name, code, process.rest_s)
@@ -316,7 +329,17 @@ class Line:
             )
             return
         log.warning("%s ended with %d: started again", process.name, code)
-        self._start(board, process.name)
+        self._start_again(board, process)
+
+    def _start_again(self, board: Board, process: Process) -> None:
+        """Or later, where the machine has no process or file to give; it counts as a start."""
+        process.resting_until = 0.0
+        try:
+            self._start(board, process.name)
+        except OSError as error:
+            log.error("%s cannot be started: %s", process.name, error)
+            process.starts.append(time.monotonic())
+            process.resting_until = time.monotonic() + _MOST_REST_S
 
     def _is_lasting(self, name: str) -> bool:
         """Whether the stage is started again whatever happens."""

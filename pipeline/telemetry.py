@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,14 @@ def start_log(path: Path) -> None:
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def empty_long_output(folder: Path) -> None:
+    """Empty what stages printed (`*.err`) where it is long: libraries write there past any log."""
+    for path in folder.glob("*.err"):
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > LOG_BYTES:
+                os.truncate(path, 0)  # its writers append
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 1. Keep to the configured cores. Open the runtime (parity gate included), or the next one that the
    configuration allows; warm it up on every camera's shape, and leave the engine's name and
    thresholds for decision. What takes minutes is said on the board, and may take them.
-2. Oldest frames first, cameras in turn: take up to `max_batch` slots, write their maps, answer.
+2. Oldest frames first, whichever camera's: take up to `max_batch` slots, write their maps, answer.
    With `max_wait_ms` the first may wait a little for others (`pipeline.batching`).
 
 A frame whose verdict is out already (its deadline passed) is answered without a look. A frame that
@@ -13,6 +13,7 @@ frame of several batches in a row could be inspected, the worker ends, and is st
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -153,14 +154,16 @@ def gather(
 
 
 def next_batch(rings: Sequence[FrameRing], limit: int) -> list[Job]:
-    """The oldest open slots, cameras in turn; those that need no map are answered here.
+    """The open slots that were filled first, of equals cameras in turn: whichever camera it is, so
+    that under load none waits for ever. Those that need no map are answered here.
 
     A frame on which a worker died goes first and alone: it must not take others with it again.
     """
     waiting = [
         [Job(ring, slot, generation) for _, slot, generation in ring.waiting()] for ring in rings
     ]
-    fresh = [job for turn in itertools.zip_longest(*waiting) for job in turn if job is not None]
+    turns = [job for turn in itertools.zip_longest(*waiting) for job in turn if job is not None]
+    fresh = sorted(turns, key=lambda job: job.ring.filled_ns(job.slot))
     tried = [job for job in fresh if job.ring.attempts(job.slot) > 0]
     jobs: list[Job] = []
     for job in (*tried, *(job for job in fresh if job not in tried)):
@@ -240,6 +243,18 @@ def _say(stage: Stage, sentence: str) -> None:
     stage.board.beat(stage.name)
 
 
+def check_same_bundle(engine: Path, sha256: str) -> None:
+    """Raise `BundleError` where an earlier worker of this run had another bundle: decision goes by
+    that one's thresholds."""
+    with contextlib.suppress(FileNotFoundError):
+        before = json.loads(engine.read_text())["bundle_sha256"]
+        if before != sha256:
+            raise BundleError(
+                f"bundle {sha256[:12]} found, expected {before[:12]}, with which this line was "
+                "started: a bundle is not replaced while the line runs; start the line again"
+            )
+
+
 def _open(
     stage: Stage,
     config: WorkerConfig,
@@ -262,8 +277,10 @@ def _open(
         (theirs.BundleError, BundleError),
         (theirs.RuntimeUnavailable, RuntimeUnavailable),
     )
+    path = stage.station.engine
     try:
         bundle = Bundle.load(Path(config.bundle)) if config.bundle else None
+        check_same_bundle(path, bundle.sha256 if bundle else "")
         runtime = open_runtime(
             bundle,
             runtime=config.runtime,
@@ -306,7 +323,6 @@ def _open(
         "tolerance": to_text(tolerance),
         "optics": calibration.optics,
     }
-    path = stage.station.engine
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(note))
     partial.replace(path)

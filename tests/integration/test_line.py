@@ -34,6 +34,7 @@ from pipeline.journal import Journal, read_verdicts
 from pipeline.ringfile import ring_bytes
 from pipeline.station import Station
 from pipeline.supervisor import Line, Progress
+from pipeline.telemetry import LOG_BYTES, empty_long_output
 from pipeline.types import Label, Reason, Verdict
 from pipeline.worker import MAX_FAILED_BATCHES
 
@@ -78,6 +79,42 @@ def test_what_comes_too_late_is_invalid_at_its_deadline(tmp_path: Path) -> None:
     for verdict in verdicts:
         if verdict.label is not Label.INVALID:
             assert verdict.raw_peak == verdict.frame_id - 1
+
+
+def test_what_stages_print_does_not_fill_the_disk(tmp_path: Path) -> None:
+    for name, size in (("a.err", LOG_BYTES + 1), ("b.err", LOG_BYTES), ("c.log", LOG_BYTES + 1)):
+        (tmp_path / name).write_bytes(b"x" * size)
+    empty_long_output(tmp_path)
+    sizes = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert sizes == {"a.err": 0, "b.err": LOG_BYTES, "c.log": LOG_BYTES + 1}
+
+
+def test_a_pause_between_frames_is_no_silence(tmp_path: Path) -> None:
+    config = line_config(tmp_path, cameras=1, frames=3, fps=0.7, heartbeat_timeout_ms=500)
+    seen: list[Progress] = []
+    assert len(run_line(config, watch=seen.append)) == 3
+    assert seen[-1].restarts == 0
+
+
+def test_a_stage_that_cannot_be_started_for_a_while_is_started_later(tmp_path: Path) -> None:
+    config = line_config(tmp_path, cameras=1, frames=400, fps=100)
+    output = Station.of(config).log("worker").with_suffix(".err")
+    killed_s = 0.0
+
+    def sabotage(progress: Progress) -> None:
+        nonlocal killed_s
+        if progress.captured > 50 and not killed_s:
+            output.unlink()
+            output.mkdir()  # no file can be opened there: as when a process may open no more
+            os.kill(progress.pids["worker"], signal.SIGKILL)
+            killed_s = time.monotonic()
+        elif killed_s and time.monotonic() > killed_s + 1 and output.is_dir():
+            output.rmdir()
+
+    verdicts = run_line(config, watch=sabotage)
+    assert killed_s
+    assert len(verdicts) == 400
+    assert reasons(verdicts).keys() <= {Reason.OK, Reason.DEFECT}
 
 
 def test_what_finds_no_slot_is_dropped_and_counted(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-import pipeline.decision
+import pipeline.desk
 import pipeline.ring
 import pipeline.worker
 from pipeline.board import Board
@@ -21,7 +21,7 @@ from pipeline.station import Station
 
 SHAPE = (33, 36, 1)
 DEADLINE_MS = 50
-TRACED = {module.__file__ for module in (pipeline.ring, pipeline.worker, pipeline.decision)}
+TRACED = {module.__file__ for module in (pipeline.ring, pipeline.worker, pipeline.desk)}
 
 
 class Killed(BaseException):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.batching import hold
 from pipeline.config import CameraConfig, SyntheticSource, WorkerConfig
-from pipeline.decision import Desk
+from pipeline.desk import Desk
 from pipeline.ring import END_OF_STREAM, FrameRing
 from pipeline.ringfile import create_ring, ring_bytes
 from pipeline.types import FrameRef

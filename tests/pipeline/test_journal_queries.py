@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -65,6 +66,21 @@ def keys(path: Path, wanted: Wanted) -> list[str]:
 def test_find(path: Path, wanted: Wanted, expected: int | list[str]) -> None:
     found = keys(path, wanted)
     assert (len(found) if isinstance(expected, int) else found) == expected
+
+
+def test_who_reads_slowly_does_not_keep_the_log_from_beginning_anew(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    with opened(path) as journal:
+        fill(journal, 1, 1200)
+        frames, verdicts = find(path, Wanted(kind="frame", limit=1100)), read_verdicts(path)
+        assert next(frames).message.seq == 2 * 100 + 1
+        assert next(verdicts).frame_id == 1
+        fill(journal, 1201, 100)
+        with contextlib.closing(sqlite3.connect(path)) as base:
+            busy, _, _ = base.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        assert busy == 0
+        assert [e.message.seq for e in frames] == [2 * n + 1 for n in range(101, 1200)]
+        assert [verdict.frame_id for verdict in verdicts] == list(range(2, 1301))
 
 
 def test_find_by_time(path: Path) -> None:
@@ -184,6 +200,22 @@ def test_by_age(tmp_path: Path) -> None:
     journal.close()
     journal = Journal(path)  # the first of that camera has gone, as it is the last no more
     assert [e.message.seq for e in find(path, Wanted(camera="once", kind="frame"))] == [rows[0].seq]
+    journal.close()
+
+
+def test_a_clock_that_is_set_costs_no_rows(tmp_path: Path) -> None:
+    """A machine begins in 1970, inspects, and then learns what day it is."""
+    path, shift = tmp_path / "journal.sqlite", [-time.time_ns()]
+    journal = Journal(path, PublishConfig(keep_days=30), utc_ns=lambda: time.time_ns() + shift[0])
+    fill(journal, 1, 1000)
+    shift[0] = 0
+    rounds = KEEP_ROWS // 2 + 4000
+    fill(journal, 1001, rounds)
+    assert statistics(path).oldest_seq == 1
+    journal.close()
+    journal = Journal(path, PublishConfig(keep_days=30))  # another run, which sees old rows
+    fill(journal, 20_000, 1000)
+    assert statistics(path).oldest_seq > 1
     journal.close()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from deaths import SHAPE, cut_off, decision_stage
 
-from pipeline.decision import Desk
+from pipeline.desk import MOST_ADMITTED, Desk
 from pipeline.ring import ANSWERED, FAILED, Answer, FrameRing
 from pipeline.ringfile import LOG_RECORDS, create_ring
 from pipeline.types import MARGIN_PX, Reason
@@ -95,11 +95,17 @@ def test_decision_away_for_longer_than_the_log_is(tmp_path: Path) -> None:
     with decision_stage() as stage:
         config = stage.station.config.cameras["cam"]
         desk = Desk(stage, FrameRing(path), config, set())
-        desk.admit(MS)
-        verdicts = {v.frame_id: v.reason for v in desk.decide(MS)}
+        verdicts: dict[int, Reason] = {}
+        while desk.behind:
+            desk.admit(MS)
+            found = desk.decide(MS)
+            assert 0 < len(found) <= MOST_ADMITTED  # no round, and no commit, is without end
+            assert not verdicts.keys() & {verdict.frame_id for verdict in found}
+            verdicts |= {verdict.frame_id: verdict.reason for verdict in found}
+            desk.committed(found)
+            assert ring.decided_id == len(verdicts)
         assert [verdicts.pop(1), verdicts.pop(2)] == [Reason.UNKNOWN] * 2
         assert set(verdicts.values()) == {Reason.DROPPED}
-        desk.committed(desk.decide(MS))
         assert ring.decided_id == ring.last_id == LOG_RECORDS + 2
         assert next_batch([ring], 4) == []  # the worker is told that nobody waits
         desk.release()

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pipeline.decision import Desk
+from pipeline.desk import Desk
 from pipeline.ring import ANSWERED, END_OF_STREAM, FAILED, FrameRing
 from pipeline.ringfile import create_ring
 from pipeline.stage import Stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 from deaths import SHAPE, decision_stage
 from numpy.typing import NDArray
 
+from pipeline.errors import BundleError
 from pipeline.ring import ANSWERED, FAILED, POISONED, SKIPPED, FrameRing
 from pipeline.ringfile import create_ring
 from pipeline.types import FrameRef
-from pipeline.worker import MAX_ATTEMPTS, Job, infer, next_batch
+from pipeline.worker import MAX_ATTEMPTS, Job, check_same_bundle, infer, next_batch
 
 SLOTS = 6
 
@@ -80,6 +82,32 @@ def test_cameras_in_turn_oldest_first(rings: list[FrameRing]) -> None:
     batch = next_batch(rings, 5)
     expected = [("left", 1), ("right", 1), ("left", 2), ("right", 2), ("left", 3)]
     assert ids(batch, rings) == expected
+
+
+def test_what_was_filled_first_goes_first_whichever_camera_it_is(rings: list[FrameRing]) -> None:
+    """Else, with more cameras than the worker can serve, the last ones never had a turn."""
+    for filled_ns, ring in enumerate([rings[1], rings[0], rings[0], rings[1], rings[0]], start=1):
+        ref = ring.begin(t_capture_ns=1, source_index=0, slot=ring.free_slot())
+        ring.commit(ref, filled_ns)
+    served = [ids(next_batch(rings, 1), rings)]
+    assert served == [[("right", 1)]]
+    rings[1].finish(*next((slot, g) for _, slot, g in rings[1].waiting()), ANSWERED)
+    assert ids(next_batch(rings, 3), rings) == [("left", 1), ("left", 2), ("right", 2)]
+
+
+@pytest.mark.parametrize("before", [None, "", "a" * 64])
+@pytest.mark.parametrize("now", ["", "a" * 64, "b" * 64])
+def test_a_bundle_is_not_replaced_while_the_line_runs(
+    before: str | None, now: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "engine.json"
+    if before is not None:
+        path.write_text(json.dumps({"bundle_sha256": before}))
+    if before in (None, now):
+        check_same_bundle(path, now)
+    else:
+        with pytest.raises(BundleError, match="start the line again"):
+            check_same_bundle(path, now)
 
 
 def test_nothing_waits(rings: list[FrameRing]) -> None:
