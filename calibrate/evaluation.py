@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from calibrate.boxes_eval import matched
 from calibrate.labelled import Defect, LabelledImage
 from calibrate.metrics import PixelCurves, at_pixels
-from calibrate.on_part import Placer, on_part
+from calibrate.on_part import Placer, on_parts
 from calibrate.parts import Thumb, near_duplicates, part_ids, thumb
 from calibrate.scores import pixels_of, raw_map_of, recipe_for
 from models.bundle import Bundle, EngineThresholds
@@ -73,7 +73,7 @@ class Seen:
     """uint8 (H, W, C)"""
     scores: NDArray[np.float32]
     """float32 (ceil(H / 4), ceil(W / 4)), normalised."""
-    matrix: Matrix | None = None
+    matrices: tuple[Matrix, ...] = ()
     """From the taught frame to this one, where the recipe has a fixture."""
 
 
@@ -132,8 +132,8 @@ class Judge:
         pixels = pixels_of(image, self.bundle.in_channels)
         height, width = pixels.shape[:2]
         recipe = self.recipe(image.camera)
-        matrix = self._placer.matrix(recipe, pixels, str(image.path))
-        rule = on_part(self.rule(image.camera, (height, width)), matrix, str(image.path))
+        matrices = self._placer.matrices(recipe, pixels, str(image.path))
+        rule = on_parts(self.rule(image.camera, (height, width)), matrices, str(image.path))
         if (image.camera, pixels.shape) not in self._warm:  # it compiles for each new size
             self._warm.add((image.camera, pixels.shape))
             raw_map_of(self._runtime, pixels, recipe)
@@ -172,7 +172,7 @@ class Judge:
             milliseconds=milliseconds,
             located=located,
         )
-        return Seen(judged, pixels, scores, matrix)
+        return Seen(judged, pixels, scores, matrices)
 
 
 def with_parts(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Recipe
 from pipeline.config.fixture import FixtureConfig
 from pipeline.errors import DataError
+from pipeline.fixture.count import PartCounter
 from pipeline.fixture.find import Fixture
 from pipeline.fixture.placing import Matrix
 from pipeline.rules import DecisionRule
@@ -19,20 +22,23 @@ class Placer:
     def __init__(self) -> None:
         self._fixtures: dict[str, Fixture] = {}
 
-    def matrix(self, recipe: Recipe, pixels: NDArray[np.uint8], name: str) -> Matrix | None:
-        """From the taught frame to an image; None for a recipe without a fixture.
+    def matrices(self, recipe: Recipe, pixels: NDArray[np.uint8], name: str) -> tuple[Matrix, ...]:
+        """From the taught frame to each part that the line would inspect in an image, alone as it
+        is; none for a recipe without a fixture.
 
-        Raises `DataError` where no part is found in it, and `ConfigError` for an unfit template.
+        Raises `DataError` where no part counts in it, and `ConfigError` for an unfit template.
         """
         if recipe.fixture is None:
-            return None
-        poses = self._fixture(recipe.fixture).find(pixels)
-        if not poses:
+            return ()
+        fixture = self._fixture(recipe.fixture)
+        counted = PartCounter(recipe.fixture).count(fixture.find(pixels))
+        if not counted.poses:
             raise DataError(
-                f"{name}: no part found by the recipe's fixture, expected one: leave the image "
-                "out, or see with `linewatch fixture try` what the fixture finds"
+                f"{name}: {counted.sentence} (by the recipe's fixture; the line would say "
+                "invalid), expected a part: leave the image out, or see with `linewatch fixture "
+                "try` what the fixture finds"
             )
-        return self._fixture(recipe.fixture).to_frame(poses[0])
+        return tuple(fixture.to_frame(pose) for pose in counted.poses)
 
     def _fixture(self, config: FixtureConfig) -> Fixture:
         key = config.model_dump_json()
@@ -41,11 +47,12 @@ class Placer:
         return self._fixtures[key]
 
 
-def on_part(rule: DecisionRule, matrix: Matrix | None, name: str) -> DecisionRule:
-    """The rule with its zones on the part. Raises `DataError` where none is in the frame."""
-    if matrix is None:
+def on_parts(rule: DecisionRule, matrices: Sequence[Matrix], name: str) -> DecisionRule:
+    """The rule with its zones on the parts; as it is without a fixture. Raises `DataError` where
+    none of a part's zones is in the frame."""
+    if not matrices:
         return rule
-    moved = rule.at(matrix)
+    moved = rule.on_parts(matrices)
     if moved is None:
         raise DataError(f"{name}: the part lies where none of the recipe's zones is in the frame")
     return moved

@@ -144,7 +144,7 @@ def compare(
     good_maps = []
     for scene in told(chosen, 0):
         pixels = scene.pixels()
-        good_maps.append(scene.map_of(plain, pixels, scene.matrix(pixels)))
+        good_maps.append(scene.map_of(plain, pixels, scene.matrices(pixels)))
     limits = choose(good_maps)
     threshold = bundle.calibration.raw(limits.image_threshold)
     bad_maps: list[GoodMap] = []
@@ -152,11 +152,11 @@ def compare(
     for number, scene in enumerate(told(chosen, len(chosen))):
         share = 2.0 ** (2 * (number + 0.5) / len(chosen) - 1)
         pixels = scene.pixels()
-        matrix = scene.matrix(pixels)
-        marred = scene.with_score(plain, pixels, matrix, share * threshold)
-        bad_maps.append(scene.map_of(plain, marred, matrix))
+        matrices = scene.matrices(pixels)
+        marred = scene.with_score(plain, pixels, matrices, share * threshold)
+        bad_maps.append(scene.map_of(plain, marred, matrices))
         for picture, maps in zip((pixels, marred), quantised_maps, strict=True):
-            maps.append(scene.map_of(quantised, picture, matrix))
+            maps.append(scene.map_of(quantised, picture, matrices))
     judged = _judge(good_maps, bad_maps, bundle.calibration, recipes, limits)
     judged_quantised = _judge(
         *quantised_maps, bundle.calibration, recipes, choose(quantised_maps[0])
@@ -192,28 +192,30 @@ class _Scene:
     def pixels(self) -> NDArray[np.uint8]:
         return pixels_of(self.frame, self.bundle.in_channels)
 
-    def matrix(self, pixels: NDArray[np.uint8]) -> Matrix | None:
-        """Where its part lies. Raises `DataError` where none is found."""
-        return self.placer.matrix(self.recipe, pixels, f"good image {self.number}")
+    def matrices(self, pixels: NDArray[np.uint8]) -> tuple[Matrix, ...]:
+        """Where its parts lie. Raises `DataError` where none counts."""
+        return self.placer.matrices(self.recipe, pixels, f"good image {self.number}")
 
-    def map_of(self, engine: Runtime, pixels: NDArray[np.uint8], matrix: Matrix | None) -> GoodMap:
-        """matrix: of the image without a defect."""
+    def map_of(
+        self, engine: Runtime, pixels: NDArray[np.uint8], matrices: tuple[Matrix, ...]
+    ) -> GoodMap:
+        """matrices: of the image without a defect."""
         height, width = pixels.shape[:2]
         raw_map = raw_map_of(engine, pixels, self.recipe)
         name = f"good image {self.number}"
-        return GoodMap(name, (height, width), raw_map, camera=self.camera, matrix=matrix)
+        return GoodMap(name, (height, width), raw_map, camera=self.camera, matrices=matrices)
 
     def with_score(
         self,
         engine: Runtime,
         pixels: NDArray[np.uint8],
-        matrix: Matrix | None,
+        matrices: tuple[Matrix, ...],
         wanted: float,
     ) -> NDArray[np.uint8]:
         """The image with the drawn defect whose raw peak comes nearest to `wanted`."""
         recipe = self.recipe
-        if matrix is not None:
-            zones = placed(recipe.zones, matrix)
+        if matrices:
+            zones = placed(recipe.zones, matrices[0])
             recipe = recipe.model_copy(update={"zones": zones, "fixture": None})
         window = inspected_window(recipe, (pixels.shape[0], pixels.shape[1]))
         best, nearest = pixels, np.inf

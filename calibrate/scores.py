@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibrate.labelled import LabelledImage
-from calibrate.on_part import Placer, on_part
+from calibrate.on_part import Placer, on_parts
 from calibrate.parts import Thumb, thumb
 from models.images import read_image
 from models.runtimes import Runtime
@@ -58,7 +58,7 @@ class GoodMap:
     camera: str = ""
     optics: OpticsFigures | None = None
     """Of the picture itself; of some of many images."""
-    matrix: Matrix | None = None
+    matrices: tuple[Matrix, ...] = ()
     """From the taught frame to this one, where the recipe has a fixture."""
 
 
@@ -195,7 +195,7 @@ def raw_maps(
         path = frame.path if isinstance(frame, LabelledImage) else frame
         name = str(path) if isinstance(path, Path) else f"frame {number}"
         recipe = recipe_for(recipes, camera)
-        matrix = placer.matrix(recipe, pixels, name)
+        matrices = placer.matrices(recipe, pixels, name)
         raw_map = raw_map_of(runtime, pixels, recipe)
         height, width = pixels.shape[:2]
         if not np.isfinite(raw_map).all():
@@ -208,7 +208,7 @@ def raw_maps(
                 thumb=thumb(pixels),
                 camera=camera,
                 optics=measure(pixels) if number % step == 0 else None,
-                matrix=matrix,
+                matrices=matrices,
             )
         )
         if progress is not None:
@@ -232,7 +232,7 @@ class Scorer:
         key = good.camera, good.frame_hw
         if key not in self._rules:
             self._rules[key] = DecisionRule(self._thresholds, recipe, good.frame_hw)
-        return on_part(self._rules[key], good.matrix, good.name)
+        return on_parts(self._rules[key], good.matrices, good.name)
 
     def inspected(self, good: GoodMap) -> NDArray[np.float32]:
         """Normalised scores of the inspected cells, float32 (n,)."""

@@ -30,7 +30,7 @@ from pipeline.fixture.count import PartCounter
 from pipeline.fixture.find import Fixture, Pose
 from pipeline.optics.guard import Level, OpticsGuard, open_guard
 from pipeline.optics.measure import measure, score_of
-from pipeline.rules import Decision, DecisionRule, Thresholds, merged
+from pipeline.rules import Decision, DecisionRule, Thresholds
 from pipeline.tolerance import Tolerance, from_text
 from pipeline.types import Label, Reason
 
@@ -160,14 +160,11 @@ class Judge:
         counted = self._counter.count(poses, max(1, passed))
         if not counted.poses:
             return Judgement(Reason.NO_PART, None, counted.sentence, counted.expected)
-        decisions = []
-        for pose in counted.poses:
-            rule = self.rule.at(self._fixture.to_frame(pose))
-            if rule is None:
-                sentence = "the part lies where none of its zones is in the frame"
-                return Judgement(Reason.NO_PART, None, sentence)
-            decisions.append(rule.decide(raw_map))
-        return _of(merged(decisions, self.rule.recipe.max_boxes))
+        rule = self.rule.on_parts([self._fixture.to_frame(pose) for pose in counted.poses])
+        if rule is None:
+            sentence = "the part lies where none of its zones is in the frame"
+            return Judgement(Reason.NO_PART, None, sentence)
+        return _of(rule.decide(raw_map))
 
 
 def _of(decision: Decision) -> Judgement:

@@ -134,6 +134,16 @@ class DecisionRule:
         moved._raw_thresholds = moved._raw(moved.pixel_threshold)
         return moved
 
+    def on_parts(self, matrices: Sequence[Matrix]) -> DecisionRule | None:
+        """The rule for all parts of a frame, each with zones of its own (see `at`), at least one.
+
+        None where one of them has none in the frame.
+        """
+        rules = [moved for matrix in matrices if (moved := self.at(matrix)) is not None]
+        if len(rules) < len(matrices):
+            return None
+        return rules[0] if len(rules) == 1 else _Several(rules)
+
     def _raw(self, threshold: float) -> NDArray[np.float32]:
         """The raw map values at which scores reach a threshold: float32 (h, w), or () for all."""
         factors = np.ones((), np.float32) if self._uniform else self.factors
@@ -194,6 +204,31 @@ class DecisionRule:
             raw_peak,
             tuple(defects[: self.recipe.max_boxes]),
         )
+
+
+class _Several(DecisionRule):
+    """One rule for each of a frame's parts; any of them fails the frame."""
+
+    def __init__(self, rules: Sequence[DecisionRule]) -> None:
+        vars(self).update(vars(rules[0]))
+        self._rules = rules
+        zones = tuple(zone for rule in rules for zone in rule.recipe.zones)
+        self.recipe = self.recipe.model_copy(update={"zones": zones})
+        self.factors = np.maximum.reduce([rule.factors for rule in rules])
+        areas = [rule.min_areas for rule in rules if rule.min_areas is not None]
+        self.min_areas = np.minimum.reduce(areas) if areas else None
+
+    def scores(self, raw_map: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `DecisionRule.scores`; where parts share a cell, the higher one."""
+        every = np.stack([rule.scores(raw_map) for rule in self._rules])
+        inspected = np.stack([rule.factors > 0 for rule in self._rules])
+        highest = every.max(axis=0, where=inspected, initial=-np.inf)
+        return np.where(inspected.any(axis=0), highest, 0).astype(np.float32, copy=False)
+
+    def decide(self, raw_map: NDArray[np.float32]) -> Decision:
+        """See `merged`."""
+        decisions = [rule.decide(raw_map) for rule in self._rules]
+        return merged(decisions, self.recipe.max_boxes)
 
 
 def zone_factors(recipe: Recipe, frame_hw: tuple[int, int]) -> NDArray[np.float32]:

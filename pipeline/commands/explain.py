@@ -15,7 +15,7 @@ from calibrate.evaluation import Judge
 from calibrate.explanation import Explanation, explain
 from calibrate.gallery import Range, picture
 from calibrate.labelled import LabelledImage
-from calibrate.on_part import on_part
+from calibrate.on_part import on_parts
 from calibrate.scores import raw_map_of
 from models.bundle import Bundle
 from models.runtimes import open_runtime
@@ -53,7 +53,7 @@ def command(
         chosen = load_recipe(recipe) if recipe else Recipe()
         judge = Judge(loaded, engine, {"": chosen}, least_iou=0.33)
         (seen,) = judge.judge([LabelledImage(image, False)])
-        rule = on_part(judge.rule("", seen.judged.frame_hw), seen.matrix, str(image))
+        rule = on_parts(judge.rule("", seen.judged.frame_hw), seen.matrices, str(image))
         stage_scores = [
             (stage, rule.scores(raw_map_of(runtime_, seen.pixels, chosen)))
             for stage, runtime_ in stages(engine)
