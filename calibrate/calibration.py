@@ -113,6 +113,11 @@ def calibrate(
 
     Raises `DataError` for too few or unfit images, and what `open_runtime` raises.
     """
+    if not 0 < pixel_quantile < 1:
+        raise DataError(
+            f"pixel_quantile {pixel_quantile:g} found, expected a share between 0 and 1, such as "
+            f"{PIXEL_QUANTILE:g}"
+        )
     bundle = Bundle.load(bundle_path)
     recipe = _without_thresholds(Recipe() if recipe is None else recipe)
     chosen = [choose_engine(bundle, *_split(name), calibrating=True) for name in runtimes]

@@ -235,14 +235,15 @@ def _with_masks(
             for ending in MASK_ENDINGS:
                 stem = stem.removesuffix(ending)
             known["" if path.parent == folder else path.parent.name, stem] = path
-    used, missing, masked = set(), [], []
+    missing, masked = [], []
     for image in images:
         place = image.path.parent.name, image.path.stem
         mask = known.get(place, known.get(("", image.path.stem)))
         if mask is None:
             missing.append(str(image.path))
-        used.add(mask)
         masked.append(replace(image, mask=mask))
+    used = {image.mask for image in masked}
+    _check_own({image.path: image.mask for image in masked if image.mask is not None})
     if missing:
         raise DataError(
             f"{folder}: no mask for {len(missing)} of {len(images)} defective images found, such "
@@ -260,17 +261,36 @@ def _with_boxes(
 ) -> list[LabelledImage]:
     if not folder.is_dir():
         raise DataError(f"{folder}: not there, expected a folder of boxes")
-    missing = [image for image in images if not (folder / f"{image.path.stem}.txt").is_file()]
+    found: dict[Path, Path] = {}
+    for image in images:
+        name = f"{image.path.stem}.txt"
+        own = folder / image.path.parent.name / name
+        found[image.path] = own if own.is_file() else folder / name
+    missing = [image for image in images if not found[image.path].is_file()]
     if missing:
         raise DataError(
             f"{folder}: no boxes for {len(missing)} of {len(images)} defective images found, such "
             f"as {', '.join(f'{image.path.stem}.txt' for image in missing[:NAMED])}: a file is "
-            "named as its image; an empty one says that nobody knows where the defect is"
+            "named as its image, NAME.txt or TYPE/NAME.txt; an empty one says that nobody knows "
+            "where the defect is"
         )
+    _check_own(found)
     return [
-        replace(image, boxes=_read_boxes(folder / f"{image.path.stem}.txt", image.kind, types))
-        for image in images
+        replace(image, boxes=_read_boxes(found[image.path], image.kind, types)) for image in images
     ]
+
+
+def _check_own(files: Mapping[Path, Path]) -> None:
+    """files: what tells of each image where its defects are. Raises `DataError` for one that would
+    tell of two images."""
+    images: dict[Path, Path] = {}
+    for image, file in files.items():
+        other = images.setdefault(file, image)
+        if other != image:
+            raise DataError(
+                f"{file}: found for {other} and for {image}, expected one for each: put it into a "
+                f"folder of the image's own folder's name, such as {image.parent.name}/{file.name}"
+            )
 
 
 def _read_boxes(path: Path, kind: str, types: Mapping[str, str]) -> tuple[Defect, ...]:

@@ -62,9 +62,10 @@ def choose_threshold(scores: Sequence[float], promise: Promise = Promise()) -> C
     count = len(scores)
     if count < MIN_IMAGES:
         raise DataError(
-            f"{count} good images found, expected at least {MIN_IMAGES}, and "
+            f"{count} good parts found, expected at least {MIN_IMAGES}, and "
             f"{images_needed(promise)} to promise at most {promise.false_reject:.2%} false "
-            f"rejects at {promise.confidence:.0%} confidence: add images of other good parts"
+            f"rejects at {promise.confidence:.0%} confidence: add images of other good parts "
+            "(images that hardly differ count as one part: --part says which part each shows)"
         )
     ranked = sorted(scores, reverse=True)
     if not math.isfinite(ranked[0]) or not math.isfinite(ranked[-1]):

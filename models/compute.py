@@ -37,3 +37,15 @@ def channels_last(module: torch.nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def one_cycle(
+    optimiser: torch.optim.Optimizer, highest: float, steps: int, *, rising: float
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """Up to the highest learning rate and down again (Smith and Topin 2018). rising: share of the
+    steps on which it goes up."""
+    if rising * steps == 1:  # torch divides by what this is over 1
+        rising *= 1.1
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, highest, total_steps=steps, pct_start=rising
+    )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from models.checkpoint import load_state, save_state
-from models.compute import compute_type
+from models.compute import compute_type, one_cycle
 from models.crops import GOOD, Batch, CropSource
 from models.efficientad import StudentTeacher
 from models.errors import DataError
@@ -344,8 +344,6 @@ def _schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """One cycle (Smith and Topin 2018) for short runs, or the paper's single drop to a tenth."""
     if settings.one_cycle:
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.1
-        )
+        return one_cycle(optimiser, settings.learning_rate, settings.steps, rising=0.1)
     drop = max(1, round(settings.decay_at * settings.steps))
     return torch.optim.lr_scheduler.StepLR(optimiser, drop, gamma=0.1)

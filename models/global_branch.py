@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from models.compute import channels_last, compute_type, seeded
+from models.compute import channels_last, compute_type, one_cycle, seeded
 from models.errors import DataError
 from models.images import read_image
 from models.pdn import PDN
@@ -161,9 +161,7 @@ def fit_global(
         branch.to(device)
         mean, std = _statistics(pair, images)
         optimiser = torch.optim.Adam(branch.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.05
-        )
+        schedule = one_cycle(optimiser, LEARNING_RATE, steps, rising=0.05)
         rng = np.random.default_rng([seed, 3])
         kind = compute_type(device)
         losses = []

@@ -89,7 +89,10 @@ def decode_image(path: Path) -> NDArray[Any]:
     except OSError as error:
         raise DataError(f"{path}: unreadable ({error.strerror or error})") from error
     # IMREAD_UNCHANGED: without it OpenCV quietly takes 16 bit to 8 by dropping the low byte.
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    except cv2.error:  # a header that promises more pixels than OpenCV takes
+        image = None
     if image is None:
         raise DataError(
             f"{path}: {data.size} bytes that are no image found, expected a whole PNG, JPEG, BMP "

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from models.compute import channels_last, compute_type, seeded
+from models.compute import channels_last, compute_type, one_cycle, seeded
 from models.defects import spoil
 from models.errors import DataError
 from models.pdn import PDN
@@ -221,9 +221,7 @@ def train_teacher(
                 nn.init.zeros_(parameter)
     channels_last(net)
     optimiser = torch.optim.Adam(net.parameters(), settings.learning_rate, weight_decay=1e-5)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.05
-    )
+    schedule = one_cycle(optimiser, settings.learning_rate, settings.steps, rising=0.05)
     losses = []
     for step, batch in enumerate(_batches(settings), start=1):
         with torch.autocast("cpu", compute_type(), enabled=compute_type() != torch.float32):

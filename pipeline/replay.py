@@ -96,13 +96,14 @@ def cameras_in(path: Path) -> list[Path]:
     return [path]
 
 
-def source_of(path: Path, *, realtime: bool = False) -> SourceConfig:
-    """How a recording is read: a line's own one, a folder of images, or any video."""
+def source_of(path: Path, *, realtime: bool = False, color: bool = False) -> SourceConfig:
+    """How a recording is read: a line's own one, a folder of images, or any video. color: of
+    images in a folder; the others are what they are."""
     text = str(path.absolute())
     if is_recording(path) or (path.is_dir() and any(path.glob("*.mkv"))):
         return RecordedSource(kind="recording", path=text, realtime=realtime)
     if path.is_dir():
-        return FolderSource(kind="folder", path=text)
+        return FolderSource(kind="folder", path=text, color=color)
     return VideoSource(kind="video", path=text)
 
 

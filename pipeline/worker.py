@@ -243,6 +243,18 @@ def _say(stage: Stage, sentence: str) -> None:
     stage.board.beat(stage.name)
 
 
+def _check_channels(in_channels: int, rings: Sequence[FrameRing]) -> None:
+    """Raise `ConfigError` for cameras whose frames the bundle was not trained on."""
+    kinds = {1: "grey", 3: "colour"}
+    for ring in rings:
+        if (found := ring.shape_hwc[2]) != in_channels:
+            raise ConfigError(
+                f"camera {ring.camera}: {kinds[found]} frames found, expected {kinds[in_channels]} "
+                "ones, as the bundle was trained: set the source's `color`, or train with "
+                f"`color: {str(found == 3).lower()}`"
+            )
+
+
 def check_same_bundle(engine: Path, sha256: str) -> None:
     """Raise `BundleError` where an earlier worker of this run had another bundle: decision goes by
     that one's thresholds."""
@@ -281,6 +293,8 @@ def _open(
     try:
         bundle = Bundle.load(Path(config.bundle)) if config.bundle else None
         check_same_bundle(path, bundle.sha256 if bundle else "")
+        if bundle is not None:
+            _check_channels(bundle.in_channels, rings)
         runtime = open_runtime(
             bundle,
             runtime=config.runtime,

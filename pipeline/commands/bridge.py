@@ -57,4 +57,5 @@ def command(
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)]
     )
-    run(station, name, stop_on_signal().is_set)
+    with stop_on_signal() as stop:
+        run(station, name, stop.is_set)

@@ -31,6 +31,7 @@ from calibrate.metrics import image_auroc
 from pipeline.commands.progress import line_progress, progress_bar
 from pipeline.commands.run import stop_on_signal
 from pipeline.config import Recipe, VideoSource, WorkerConfig
+from pipeline.errors import ConfigError
 from pipeline.overlay import annotate, contact_sheet, write_png, write_video
 from pipeline.replay import Replay, replay, replay_config, write_results
 from pipeline.rules import inspected_pixels
@@ -56,6 +57,8 @@ GOOD_EVERY = 5
 """Of a day's frames, so that they show all of the lamp's drift."""
 FALSE_REJECTS_PROMISED = 0.01
 """What 150 frames can about show; the goal below is twice that."""
+MARKER = ".linewatch-demo"
+"""A folder with it may be emptied for the next demo."""
 GOALS = {"missing": 0, "defect_recall": 0.95, "false_reject_rate": 0.02}
 Image = NDArray[np.uint8]
 
@@ -112,8 +115,7 @@ def command(
     """
     begun = time.monotonic()
     demo = Demo(out)
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    _empty(out)
     bundle = make_bundle(demo, runtime, quiet=as_json)
     (out / "bundle").symlink_to(bundle.relative_to(out))  # for configs/demo.yaml
     recordings = record(demo, quiet=as_json)
@@ -129,6 +131,19 @@ def command(
     if short := shortfalls(summary):
         Console(stderr=True).print(f"[yellow]linewatch demo falls short:[/] {short}")
         raise typer.Exit(1)
+
+
+def _empty(out: Path) -> None:
+    """Make room for a demo. Raises `ConfigError` for a folder with anything but an earlier one."""
+    marker = out / MARKER
+    if out.exists() and not marker.is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(
+            f"{out}: found, and no demo wrote it; expected a new folder, or that of an earlier "
+            "demo, which is emptied: give another --out"
+        )
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    marker.touch()
 
 
 def make_bundle(demo: Demo, runtime: str, *, quiet: bool) -> Path:
@@ -230,8 +245,13 @@ def _replay(
     with tempfile.TemporaryDirectory(prefix="linewatch-") as work:
         name = f"demo-{Path(work).name.rpartition('-')[2]}"
         config = replay_config(sources, Path(work), worker=worker, recipe=demo.recipe, station=name)
-        with line_progress("Replaying through the line", total, quiet=quiet) as watch:
-            result = replay(config, stop=stop_on_signal().is_set, watch=watch)
+        with (
+            line_progress("Replaying through the line", total, quiet=quiet) as watch,
+            stop_on_signal() as stop,
+        ):
+            result = replay(config, stop=stop.is_set, watch=watch)
+    if stop.is_set():
+        raise KeyboardInterrupt
     if result.fault:
         raise result.fault
     return result

@@ -65,7 +65,6 @@ def command(
     config = load(station)
     with tempfile.TemporaryDirectory(prefix="linewatch-") as work:
         config = recording_line(config, Path(work), out, camera or [], threads)
-        stopped = stop_on_signal()
         began: list[float] = []
 
         def enough(progress: Progress) -> bool:
@@ -76,7 +75,10 @@ def command(
 
         known = frozenset(one.path for one in stored(Station.of(config).recordings))
         line = Line(config)
-        with line_progress("Recording", frames or None, quiet=as_json) as watch:
+        with (
+            line_progress("Recording", frames or None, quiet=as_json) as watch,
+            stop_on_signal() as stopped,
+        ):
             line.run(stop=lambda: stopped.is_set() or enough(line.progress()), watch=watch)
         wall_s = time.monotonic() - began[0] if began else 0.0
         summary = summarise(config, known, line.captured, wall_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrate.boxes_eval import Box, TruthScore, score_against_truth
+from models.bundle import Bundle
 from pipeline.commands.progress import line_progress
 from pipeline.commands.replay_outputs import (
     Earlier,
@@ -118,13 +120,15 @@ def command(
             "threads": threads,
         }
     )
-    cameras_of = {f"cam{n}": source_of(path) for n, path in enumerate(played)}
+    # Folders are read as the bundle was trained.
+    color = bundle is not None and Bundle.load(bundle).in_channels == 3
+    cameras_of = {f"cam{n}": source_of(path, color=color) for n, path in enumerate(played)}
     if annotate:
         video_paths(annotate, list(cameras_of))  # what is wrong with the name is said at once
     earlier = Earlier(against, cameras_of) if against else None
     with tempfile.TemporaryDirectory(prefix="linewatch-") as work:
         config = replay_config(
-            [source_of(path, realtime=realtime) for path in played],
+            [source_of(path, realtime=realtime, color=color) for path in played],
             Path(work),
             worker=worker,
             recipe=chosen,
@@ -133,8 +137,17 @@ def command(
             deadline_ms=deadline_ms if realtime else None,
         )
         total = _total(played, truths)
-        with line_progress("Replaying", total, quiet=as_json) as watch:
-            result = replay(config, stop=stop_on_signal().is_set, watch=watch)
+        with (
+            line_progress("Replaying", total, quiet=as_json) as watch,
+            stop_on_signal() as stop,
+        ):
+            result = replay(config, stop=stop.is_set, watch=watch)
+    if stop.is_set():
+        partial = out.with_suffix(f".partial{out.suffix}")
+        write_results(partial, result.verdicts)
+        message = f"interrupted after {len(result.verdicts)} frames; their verdicts: {partial}"
+        Console(stderr=True).print(f"[yellow]{message}[/]", highlight=False)
+        raise KeyboardInterrupt
     write_results(out, result.verdicts)
     score = _score(result, truths) if any(truths) else None
     summary = _summary(result, score)
@@ -204,12 +217,14 @@ def _summary(result: Replay, score: TruthScore | None) -> dict[str, Any]:
     summary = summarise(result.verdicts, result.captured, result.wall_s)
     summary["restarts"] = result.restarts
     if score:
-        summary |= {
+        shares = {
             "image_auroc": score.image_auroc,
             "defects": score.defects,
             "defect_recall": score.defect_recall,
             "false_reject_rate": score.false_reject_rate,
         }
+        # JSON knows no NaN, which is what there is to say without defects or good frames.
+        summary |= {name: None if math.isnan(share) else share for name, share in shares.items()}
     return summary
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -31,17 +33,25 @@ def command(
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(show_path=False)]
     )
-    stop = stop_on_signal()
     line = Line(config)
     log = logging.getLogger("supervisor")
     log.info("verdicts on %s, logs in %s", config.publish.endpoint, line.station.log("x").parent)
-    line.run(stop=stop.is_set)
+    with stop_on_signal() as stop:
+        line.run(stop=stop.is_set)
     log.info("%d frames captured, all of them decided", line.captured)
 
 
-def stop_on_signal() -> threading.Event:
-    """An event that SIGTERM and SIGINT set: the line drains instead of being cut off."""
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set: the line drains instead of being cut off. Afterwards
+    they do what they did before."""
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

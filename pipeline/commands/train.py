@@ -165,7 +165,7 @@ def command(
         )
         tiles = bundle.with_name(f"{bundle.name}-tiles.png")
         learnt, _ = split(images.paths, settings)
-        _write(tiles, montage(learnt, settings, _inspected(config, images.paths)))
+        _write(tiles, montage(learnt, settings, inspected_of(config, images.paths)))
         drawn = bundle.with_name(f"{bundle.name}-curves.png")
         _write(drawn, curves(detector.fits))
         for state in detector.states:
@@ -227,7 +227,7 @@ def _train(
         channels=channels,
         settings=settings,
         teacher=load_teacher(Path(config.teacher), channels) if config.teacher else None,
-        inspected=_inspected(config, paths),
+        inspected=inspected_of(config, paths),
         window=_window(config, paths),
         validation=validation,
         penalty_images=penalty_images,
@@ -313,9 +313,12 @@ def _two_numbers(text: str) -> tuple[int, int]:
     return first, second
 
 
-def _inspected(config: TrainingConfig, paths: list[Path]) -> NDArray[np.bool_] | None:
-    """The recipe's zones as a mask of frame pixels, bool (H, W) of the first image's size."""
+def inspected_of(config: TrainingConfig, paths: list[Path]) -> NDArray[np.bool_] | None:
+    """The recipe's zones as a mask of frame pixels, bool (H, W) of the first image's size; None,
+    which is all of it, where zones move with the part."""
     if config.recipe is None or not (recipe := load_recipe(Path(config.recipe))).zones:
+        return None
+    if recipe.fixture is not None:
         return None
     height, width = read_image(paths[0]).shape[:2]
     return inspected_pixels(recipe, (height, width))

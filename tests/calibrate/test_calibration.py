@@ -150,6 +150,12 @@ def test_frames_in_memory_serve_as_well_as_files(
     assert by_memory.calibration.images == ()
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0, 99.99, -1.0, float("nan")])
+def test_a_share_that_is_none(share: float, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"pixel_quantile .* found, expected a share"):
+        calibrate(tmp_path, [], pixel_quantile=share, out_dir=tmp_path)
+
+
 def test_excluded_zones_do_not_count() -> None:
     maps = normal_maps(30)
     plain, _ = choose_thresholds(Material.of_good(maps), CALIBRATION, Recipe(), Promise())
@@ -208,7 +214,7 @@ def test_one_image_that_decides_alone_is_named() -> None:
 def test_unfit_images_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no good images"):
         calibrate(bundle.path, [], runtimes=["torch"], out_dir=tmp_path)
-    with pytest.raises(DataError, match="1 good images found, expected at least 5"):
+    with pytest.raises(DataError, match="1 good parts found, expected at least 5"):
         calibrate(
             bundle.path, [textured_frame(64, 64, 1)] * 2, runtimes=["torch"], out_dir=tmp_path
         )

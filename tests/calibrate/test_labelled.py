@@ -201,3 +201,32 @@ def test_a_folder_without_a_defective_image_is_no_answer(root: Path) -> None:
     (root / "only").rename(root / "outer" / "good")
     with pytest.raises(DataError, match="no defective image found"):
         load_labels([str(root / "outer/good")], [str(root / "outer")])
+
+
+@pytest.mark.parametrize("kind", ["masks", "boxes"])
+def test_one_file_does_not_tell_of_two_images(root: Path, kind: str) -> None:
+    """Two types that count their images from 0 each."""
+    for number, name in enumerate(("crack", "dent")):
+        write(root / "same" / name / "000.png", 60 + number)
+    if kind == "masks":
+        write_mask(root / "told" / "000.png", [(4, 6, 10, 9)])
+    else:
+        (root / "told").mkdir()
+        (root / "told" / "000.txt").write_text("4 6 10 9\n")
+    good, bad = [str(root / "good")], [str(root / "same")]
+    told = {kind: root / "told"}
+    with pytest.raises(
+        DataError, match=r"000\.\w+: found for .* and for .*, expected one for each"
+    ):
+        load_labels(good, bad, **told)
+    (file,) = (root / "told").iterdir()
+    for name in ("crack", "dent"):
+        (root / "told" / name).mkdir()
+        (root / "told" / name / file.name).write_bytes(file.read_bytes())
+    (root / "told" / "crack" / "000.txt").write_text("1 2 3 4\n")
+    labels = load_labels(good, bad, **told)
+    if kind == "boxes":
+        boxes = {defect.kind: defect.box_xyxy for i in labels.bad for defect in i.boxes or ()}
+        assert boxes == {"crack": (1, 2, 3, 4), "dent": (4, 6, 10, 9)}
+    else:
+        assert len({image.mask for image in labels.bad}) == 2

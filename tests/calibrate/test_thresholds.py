@@ -125,7 +125,7 @@ def test_fresh_good_images_are_rejected_as_promised(count: int) -> None:
 
 @pytest.mark.parametrize("scores", [[], [0.1] * (MIN_IMAGES - 1)])
 def test_hardly_any_images_are_refused(scores: list[float]) -> None:
-    with pytest.raises(DataError, match=f"{len(scores)} good images found, .* 598 to promise"):
+    with pytest.raises(DataError, match=f"{len(scores)} good parts found, .* 598 to promise"):
         choose_threshold(scores)
 
 

@@ -123,19 +123,21 @@ def test_a_frame_size_that_changes_in_mid_stream(
     assert "1 wrong_size of 4 frames" in capsys.readouterr().err
 
 
+LENIENT = EngineThresholds(
+    image_threshold=1e9,
+    pixel_threshold=1e9,
+    images=10,
+    above=0,
+    false_reject_bound=0.3,
+    confidence=0.95,
+    chosen="for a test",
+)
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    thresholds = EngineThresholds(
-        image_threshold=1e9,
-        pixel_threshold=1e9,
-        images=10,
-        above=0,
-        false_reject_bound=0.3,
-        confidence=0.95,
-        chosen="for a test",
-    )
     untrained = Bundle.load(untrained_bundle(tmp_path / "bundles"))
-    calibration = replace(untrained.calibration, engines={"openvino/f32": thresholds})
+    calibration = replace(untrained.calibration, engines={"openvino/f32": LENIENT})
     return recalibrated(untrained, tmp_path / "bundles", calibration)
 
 
@@ -217,3 +219,31 @@ def test_a_configuration_with_a_typo(tmp_path: Path, capsys: pytest.CaptureFixtu
     error = capsys.readouterr().err
     assert "staton" in error
     assert "station" in error
+
+
+@pytest.mark.parametrize("color", [True, False])
+def test_a_folder_is_read_as_the_bundle_was_trained(tmp_path: Path, color: bool) -> None:
+    folder, made = tmp_path / "images", Bundle.load(untrained_bundle(tmp_path, in_channels=3))
+    folder.mkdir()
+    for number in range(3):
+        write_png(folder / f"{number}.png", frames(1, (*SHAPE[:2], 3 if color else 1))[0])
+    calibration = replace(made.calibration, engines={"openvino/f32": LENIENT})
+    path = recalibrated(made, tmp_path, calibration)
+    assert replay(tmp_path, folder, "--bundle", path) == (0, {"ok": 3})
+
+
+def test_a_video_of_colours_and_a_bundle_of_greys(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video = tmp_path / "colour.mkv"
+    write_recording(video, frames(3, (*SHAPE[:2], 3)))
+    code, reasons = replay(tmp_path, video, "--bundle", bundle)
+    assert (code, reasons) == (2, {})
+    assert "colour frames found, expected grey" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_demo_empties_no_folder_of_yours(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("all of it")
+    assert cli.run(["demo", "--out", str(tmp_path)]) == 2
+    assert cli.run(["demo", "--out", str(tmp_path / "thesis.txt")]) == 2
+    assert (tmp_path / "thesis.txt").read_text() == "all of it"

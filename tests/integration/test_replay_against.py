@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -262,3 +263,18 @@ def test_how_a_recording_is_read(recording: Path, tmp_path: Path) -> None:
     assert source_of(tmp_path / "a.mkv").kind == "video"
     assert source_of(tmp_path).kind == "folder"
     assert frame_rate(source_of(recording)) is None
+
+
+def test_an_interrupted_replay_is_none(tmp_path: Path) -> None:
+    """It says so, and what it has is not where whole results would be."""
+    folder, out = record(tmp_path / "left", range(1, 401), gap_ms=100), tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "pipeline.cli", "replay", str(folder), "--realtime"]
+    command += ["--runtime", "tests.fakes:stamp", "--deadline-ms", "5000", "--out", str(out)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(8)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted after" in told
+    assert not out.exists()
+    assert len(results(tmp_path / "out.partial.jsonl")) < 400

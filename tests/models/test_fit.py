@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
 from models.checkpoint import load_state, save_state
+from models.compute import one_cycle
 from models.efficientad import StudentTeacher
 from models.errors import DataError
 from models.fit import Companions, fit_student
@@ -256,3 +258,17 @@ def test_two_processes_have_one_student_and_one_state(tmp_path: Path) -> None:
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
         assert torch.equal(tensor, other[name]), name
+
+
+@pytest.mark.parametrize(("steps", "rising"), [(1, 0.1), (2, 0.1), (10, 0.1), (20, 0.05)])
+def test_a_cycle_of_any_length(steps: int, rising: float) -> None:
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = one_cycle(optimiser, 0.5, steps, rising=rising)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        if len(rates) < steps:
+            schedule.step()
+    assert np.isfinite(rates).all()
+    assert 0 < max(rates) <= 0.5

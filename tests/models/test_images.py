@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -67,3 +69,14 @@ def test_margin_reflects_without_repeating_the_edge() -> None:
     assert (padded[16:-16, 16:-16] == frame).all()
     assert (padded[15, 16:-16] == frame[1]).all()
     assert (padded[0, 0] == frame[16, 16]).all()
+
+
+def test_a_header_that_promises_too_much_is_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    cv2.imwrite(str(path), np.zeros((4, 4), np.uint8))
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="that are no image found"):
+        read_image(path)

@@ -16,10 +16,11 @@ from models.bundle import Bundle
 from models.settings import TrainingSettings
 from models.untrained import textured_frame
 from pipeline.cli import run
+from pipeline.commands.train import inspected_of
 from pipeline.errors import ConfigError
 from pipeline.sources.frames import extract_frames
 from pipeline.sources.recording import write_recording
-from pipeline.training_config import load_training, settings_of
+from pipeline.training_config import TrainingConfig, load_training, settings_of
 
 QUICK = ["--steps", "2", "--set", "batch=1", "--set", "crop_px=64", "--set", "tile=64"]
 
@@ -158,6 +159,22 @@ def test_the_chewing_gum_experiment_is_the_papers() -> None:
     assert (settings.tile, settings.epochs, settings.batch) == (256, 20, 4)
     assert (settings.spoiled, settings.hard_quantile, settings.optimiser) == (0, 0.999, "adam")
     assert settings.scales == (1,)
+
+
+@pytest.mark.parametrize("fixture", [True, False])
+def test_zones_that_move_with_the_part_are_not_where_it_was_taught(
+    good: Path, tmp_path: Path, fixture: bool
+) -> None:
+    recipe = {"zones": [{"mode": "include", "polygon": [[0, 0], [40, 0], [40, 40], [0, 40]]}]}
+    if fixture:
+        recipe |= {"fixture": {"kind": "threshold", "taught_x": 20, "taught_y": 20}}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe))
+    found = inspected_of(
+        TrainingConfig(good=str(good), recipe=str(path)), sorted(good.glob("*.png"))
+    )
+    assert (found is None) == fixture
+    assert found is None or (found[:40, :40].all() and not found.all())
 
 
 def test_settings_by_name() -> None:
