@@ -63,10 +63,10 @@ def spoil(
         side = 2 * int(1.6 * radius + 4) + 1
         if side >= min(height, width):
             continue
-        spot = choose_place(rng, places, radius, side, (height, width))
+        spot = _place(rng, places, radius, side, (height, width))
         window = picture[spot]
         before = window.copy()
-        mask = _disc(side, radius) if speck else draw_outline(rng, side, radius)
+        mask = _disc(side, radius) if speck else _shape(rng, side, radius)
         kind = TONE if speck else int(rng.choice(len(KINDS), p=KINDS))
         _change(rng, window, kind, mask, radius=radius, original=original, spot=spot)
         np.clip(window, 0, 1, out=window)
@@ -175,7 +175,7 @@ def structure(picture: Picture) -> tuple[NDArray[np.int64], NDArray[np.int64]] |
     return (rows, columns) if len(rows) else None
 
 
-def choose_place(
+def _place(
     rng: Rng,
     places: tuple[NDArray[np.int64], NDArray[np.int64]] | None,
     radius: float,
@@ -198,7 +198,7 @@ def _disc(side: int, radius: float) -> NDArray[np.float32]:
     return disc
 
 
-def draw_outline(rng: Rng, side: int, radius: float) -> NDArray[np.float32]:
+def _shape(rng: Rng, side: int, radius: float) -> NDArray[np.float32]:
     """The outline of one defect in the middle of a square, 0..1, often with soft edges."""
     mask = np.zeros((side, side), np.float32)
     middle = side // 2

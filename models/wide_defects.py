@@ -1,10 +1,8 @@
 """Defects that only a wide view can tell from good structure, beside those of `models.defects`.
 
 On pictures of few tones (boards, masks) bridges: from an edge to the next one, in the tone that
-lies behind the first; a short between two tracks, a cut through one. And blots: spots in another
-tone than the one they lie on, in the midst of it or at an edge (a change of brightness, which most
-of `models.defects` are, is none there). On other pictures bridges and what reaches far over a
-surface (`models.surface_defects`).
+lies behind the first; a short between two tracks, a cut through one. On others those and what
+reaches far over a surface (`models.surface_defects`).
 """
 
 from __future__ import annotations
@@ -20,8 +18,6 @@ from models.defects import (
     Picture,
     Rng,
     Spot,
-    choose_place,
-    draw_outline,
     few_tones,
     seen_change,
     spoil,
@@ -30,11 +26,10 @@ from models.defects import (
 )
 from models.surface_defects import Drawn, draw_crack, draw_patch, draw_shade
 
-SHARES_OF_FEW_TONES = {"bridge": 0.3, "blot": 0.3}
-"""Of the drawn defects on pictures of few tones."""
+BRIDGES = 0.35
+"""Their share of the drawn defects on pictures of few tones."""
 SHARES = {"bridge": 0.05, "crack": 0.25, "shade": 0.15, "patch": 0.15}
 """On others."""
-BLOT_RADIUS_PX = (3, 16)
 BRIDGE_PX = 80
 """At most so far from an edge to the next."""
 CLEAN = 0.5
@@ -53,7 +48,7 @@ def spoil_wide(
 ) -> tuple[Picture, NDArray[np.int16]]:
     """As `models.defects.spoil`, with defects that reach far among them; at most one shade."""
     tones, places = few_tones(picture), structure(picture)
-    shares = SHARES_OF_FEW_TONES if tones is not None else SHARES
+    shares = {"bridge": BRIDGES} if tones is not None else SHARES
     kinds = [*shares, "plain"]
     chosen = rng.multinomial(count, [*shares.values(), 1 - sum(shares.values())])
     counts = dict(zip(kinds, chosen.tolist(), strict=True))
@@ -70,7 +65,6 @@ def spoil_wide(
         where = np.where(where == 0, region, where)
     draws: dict[str, Callable[[], Drawn | None]] = {
         "bridge": lambda: _bridge(rng, marred, places, tones),
-        "blot": lambda: _blot(rng, marred, places),
         "crack": lambda: draw_crack(rng, marred),
         "patch": lambda: draw_patch(rng, marred),
     }
@@ -123,26 +117,6 @@ def _bridge(
         if tones is not None:
             to_tones(window, tones)
         return Drawn(spot, *seen_change(before, window, SEEN_SIGMA))
-    return None
-
-
-def _blot(rng: Rng, picture: Picture, places: Places | None) -> Drawn | None:
-    """Draw one in place. None: no room, or no other tone was met."""
-    low, high = np.log(BLOT_RADIUS_PX)
-    radius = float(np.exp(rng.uniform(low, high)))
-    side = 2 * int(1.6 * radius + 4) + 1
-    height, width = picture.shape[:2]
-    if side >= min(height, width):
-        return None
-    spot = choose_place(rng, places, radius, side, (height, width))
-    window = picture[spot]
-    before = window.copy()
-    mask = draw_outline(rng, side, radius) > 0.5
-    for _ in range(TRIES):
-        tone = picture[rng.integers(0, height), rng.integers(0, width)].copy()
-        if np.abs(tone - before[side // 2, side // 2]).max() > LEAST_EDGE:
-            window[mask] = tone
-            return Drawn(spot, *seen_change(before, window, SEEN_SIGMA))
     return None
 
 

@@ -18,11 +18,11 @@ def parts(picture: NDArray[np.float32], *, dark: bool) -> int:
     return int(cv2.connectedComponents(((picture < 0.5) == dark).astype(np.uint8))[0])
 
 
-def test_boards_get_bridges_and_blots() -> None:
-    """Tracks are joined as often as the gaps between them; and pieces lie where none were."""
+def test_bridges_join_what_was_apart() -> None:
+    """Tracks as often as the gaps between them."""
     image = stripes(0).astype(np.float32) / 255
-    marks = shorts = cuts = alone = 0
-    for seed in range(120):
+    marks = shorts = cuts = 0
+    for seed in range(80):
         before = image.copy()
         after, where = spoil_wide(np.random.default_rng(seed), image, 4)
         assert (image == before).all()
@@ -31,12 +31,9 @@ def test_boards_get_bridges_and_blots() -> None:
         marks += int((where > 0).any())
         shorts += parts(after, dark=True) < parts(image, dark=True)
         cuts += parts(after, dark=False) < parts(image, dark=False)
-        pieces = [parts(after, dark=dark) - parts(image, dark=dark) for dark in (False, True)]
-        alone += max(pieces) > 0
-    assert marks > 110
-    assert shorts > 20
-    assert cuts > 20
-    assert alone > 40
+    assert marks > 70
+    assert shorts > 15
+    assert cuts > 15
 
 
 @pytest.mark.parametrize("tones", [1, FEW_TONES + 1, 200])
