@@ -141,7 +141,7 @@ def test_what_breaks_in_the_check_is_fallen_back_from(tmp_path: Path) -> None:
     bundle, said = bundle_with([random_view(1)], tmp_path), list[str]()
     engine = open_runtime(
         bundle,
-        "tests.fakes:starved_stamp",
+        "fakes:starved_stamp",
         fallback=["openvino/f32"],
         shapes=[(200, 300, 1)],
         calibrating=True,
