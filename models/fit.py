@@ -33,10 +33,11 @@ from models.settings import TrainingSettings
 from models.student import student_loss
 from models.tiles import TileSet
 
-MAX_GRADIENT = 1.0
 SAVE_SECONDS = 30.0
 SAVE_STEPS = 200
 """With several processes."""
+RATES = {"lr", "initial_lr", "max_lr", "min_lr"}
+"""Of a group of parameters, in torch's optimisers and schedules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class Fit:
     curve: list[Point] = field(default_factory=list)
     kept_step: int = 0
     """After which the student was as it is now: the best of the validations, else the last."""
+    rates: list[tuple[int, float]] = field(default_factory=list)
+    """(step, highest learning rate from there on): more than one where a diverged one went on."""
     resumed_at: int = 0
     """The step after which this run took over from one before it."""
 
@@ -69,7 +72,7 @@ class Companions:
     validate: Callable[[StudentTeacher], float] | None = None
     """AUROC of a student as it is now."""
     state: Path | None = None
-    """Written every half minute and after each validation."""
+    """Written every half minute and after each validation, once a loss has borne it out."""
     key: str = ""
     resume: bool = False
 
@@ -83,7 +86,8 @@ def fit_student(
 ) -> Fit:
     """Train `model.student` in place.
 
-    Raises `DataError` for a loss that is not finite: the state before it stays on disk.
+    Raises `DataError` for a loss or gradients that are not finite: a state from before it stays on
+    disk, from which the training may go on, also with another learning rate.
     """
     loop = _Loop(model, tiles, settings, penalties)
     try:
@@ -98,20 +102,48 @@ def _run(
 ) -> None:
     if companions.resume and companions.state is not None:
         loop.take_up(load_state(companions.state, companions.key))
-    saved = time.monotonic()
+    saved, held = time.monotonic(), None
     while loop.step < settings.steps:
-        loss = loop.advance()
+        loss, gradient = loop.ask()
+        if not (math.isfinite(loss) and math.isfinite(gradient)):
+            raise DataError(_diverged(loop, loss, gradient, settings, companions))
+        if held is not None:  # the weights in it gave a finite loss
+            loop.saved_at = _save(held, companions)
+            held = None
+        loop.follow(loss)
         due = _validation_due(loop.step, settings)
         if companions.validate is not None and due:
             loop.validated(companions.validate(model))
         if companions.state is not None and (due or _saving_due(loop.step, saved)):
-            state = loop.state()  # all processes have a share in it, and come here together
-            if first_process():
-                save_state(companions.state, companions.key, state)
+            held = loop.state()  # all processes have a share in it, and come here together
             saved = time.monotonic()
         if companions.report is not None:
             auroc = loop.fit.curve[-1].auroc if loop.fit.curve else math.nan
             companions.report(loop.step, loss, auroc)
+    if held is not None:
+        _save(held, companions)
+
+
+def _save(state: dict[str, Any], companions: Companions) -> int:
+    assert companions.state is not None
+    if first_process():
+        save_state(companions.state, companions.key, state)
+    return int(state["step"])
+
+
+def _diverged(
+    loop: _Loop, loss: float, gradient: float, settings: TrainingSettings, companions: Companions
+) -> str:
+    losses = loop.fit.losses
+    before = f"; the loss before was {losses[-1]:g}" if losses else ""
+    text = (
+        f"loss {loss:g} with a gradient of {gradient:g} found at step {loop.step + 1} of "
+        f"{settings.steps}, expected finite ones: lower the learning rate, with --set "
+        f"learning_rate=... (it was {settings.learning_rate:g}{before})"
+    )
+    if not loop.saved_at:
+        return text
+    return f"{text}, and go on with --resume: {companions.state} is the state of {loop.saved_at}"
 
 
 def first_process() -> bool:
@@ -176,11 +208,13 @@ class _Loop:
             )
             self._map = self._pool.map
         self.step = 0
-        self.fit = Fit()
+        self.saved_at = 0
+        """The step of the state on disk; 0: there is none."""
+        self.fit = Fit(rates=[(0, settings.learning_rate)])
         self._best: dict[str, torch.Tensor] | None = None
 
-    def advance(self) -> float:
-        """One step; its loss."""
+    def ask(self) -> tuple[float, float]:
+        """Loss of the next step's crops, and the length of its gradient, which is set."""
         settings = self._settings
         # All random numbers are drawn here, in one order, however the work is shared out.
         batches = [self._source.draw() for _ in range(settings.accumulate)]
@@ -196,20 +230,19 @@ class _Loop:
             self._source.report(batch, part.highest)
         if distributed.is_initialized():
             total = _averaged(self._student, total)
-        if not math.isfinite(total):
-            raise DataError(
-                f"loss {total} found at step {self.step + 1} of {settings.steps}, expected a "
-                f"finite one: lower the learning rate (it was {settings.learning_rate:g}; the loss "
-                f"before was {self.fit.losses[-1] if self.fit.losses else total:g})"
-            )
-        if settings.optimiser == "adam":
-            # At such learning rates one hard batch would otherwise end in dead ReLUs.
-            torch.nn.utils.clip_grad_norm_(self._student.parameters(), MAX_GRADIENT)
+        gradients = [each.grad for each in parameters if each.grad is not None]
+        return total, float(torch.nn.utils.get_total_norm(gradients))
+
+    def follow(self, loss: float) -> None:
+        """The step that the gradient asks for."""
+        settings = self._settings
+        if settings.optimiser == "adam" and settings.max_gradient:
+            # At high learning rates one hard batch would otherwise end in dead ReLUs.
+            torch.nn.utils.clip_grad_norm_(self._student.parameters(), settings.max_gradient)
         self._optimiser.step()
         self._schedule.step()
         self.step += 1
-        self.fit.losses.append(total)
-        return total
+        self.fit.losses.append(loss)
 
     def validated(self, auroc: float) -> None:
         """Keep the student if it is the best so far; of equals the later one, trained more."""
@@ -228,7 +261,8 @@ class _Loop:
         return self.fit
 
     def state(self) -> dict[str, Any]:
-        return {
+        """A copy of all that decides how it goes on."""
+        state = {
             "step": self.step,
             "student": self._student.state_dict(),
             "optimiser": self._optimiser.state_dict(),
@@ -237,6 +271,7 @@ class _Loop:
             "fit": asdict(self.fit),
             "best": self._best,
         }
+        return copy.deepcopy(state)
 
     def _processes(self) -> list[dict[str, Any]]:
         """What each process has of its own; at the first one, that of all."""
@@ -263,8 +298,15 @@ class _Loop:
         self._source.remember(own["hardest"])
         found = state["fit"]
         curve = [Point(**point) for point in found["curve"]]
-        self.fit = Fit(found["losses"], curve, found["kept_step"], resumed_at=self.step)
+        rates = [(step, rate) for step, rate in found["rates"]]
+        if (before := rates[-1][1]) != (rate := self._settings.learning_rate):
+            rates.append((self.step, rate))
+            for group in self._optimiser.param_groups:  # both schedules go on from these
+                for key in RATES & group.keys():
+                    group[key] *= rate / before
+        self.fit = Fit(found["losses"], curve, found["kept_step"], rates, resumed_at=self.step)
         self._best = state["best"]
+        self.saved_at = self.step
 
     def close(self) -> None:
         if self._pool is not None:
@@ -346,4 +388,4 @@ def _schedule(
     if settings.one_cycle:
         return one_cycle(optimiser, settings.learning_rate, settings.steps, rising=0.1)
     drop = max(1, round(settings.decay_at * settings.steps))
-    return torch.optim.lr_scheduler.StepLR(optimiser, drop, gamma=0.1)
+    return torch.optim.lr_scheduler.MultiStepLR(optimiser, [drop], gamma=0.1)

@@ -12,13 +12,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import DataError
-from models.images import decode_image, read_image
+from models.images import decode_image, has_colour
 from models.variants import RECEPTIVE_FIELD_PX
 
 MOST_UNREADABLE = 0.1
@@ -33,6 +34,8 @@ class GoodImages:
 
     paths: list[Path]
     left_out: list[str]
+    coloured: int = 0
+    """How many of `paths` have colour."""
 
 
 def check_images(
@@ -40,23 +43,27 @@ def check_images(
     *,
     levels: tuple[int, int] | None = None,
     convert_into: Path,
+    least_px: int = RECEPTIVE_FIELD_PX,
     progress: Progress | None = None,
 ) -> GoodImages:
     """Open all files; 16 bit ones become PNGs in `convert_into`.
 
-    levels: the black and the white point of 16 bit pixels. Raises `DataError` when over a tenth of
+    levels: the black and the white point of 16 bit pixels. least_px: sides shorter than this are of
+    no use, such as at half the size. Raises `DataError` when over a tenth of
     the files cannot be used, and when the disk is full.
     """
     if levels is not None and not 0 <= levels[0] < levels[1] <= 65535:
         raise DataError(f"levels {levels} found, expected black < white, both from 0 to 65535")
-    usable, left_out = [], []
+    usable, left_out, coloured = list[Path](), list[str](), 0
     for number, path in enumerate(paths, start=1):
         try:
-            image = _readable(path, levels)
+            image = _readable(path, levels, least_px)
         except DataError as error:
             left_out.append(str(error))
         else:
-            usable.append(path if image is None else _converted(path, image, levels, convert_into))
+            coloured += has_colour(image)
+            eight = image.dtype == np.uint8
+            usable.append(path if eight else _converted(path, image, levels, convert_into))
         if progress is not None:
             progress(number, len(paths))
     if len(left_out) > MOST_UNREADABLE * len(paths):
@@ -65,28 +72,30 @@ def check_images(
             f"{len(left_out)} of {len(paths)} images cannot be used, expected at most "
             f"{MOST_UNREADABLE:.0%}; the first ones:\n{some}"
         )
-    return GoodImages(usable, left_out)
+    return GoodImages(usable, left_out, coloured)
 
 
-def _readable(path: Path, levels: tuple[int, int] | None) -> NDArray[np.uint16] | None:
-    """The pixels of a 16 bit file that can be converted; None: a file that is good as it is."""
+def _readable(path: Path, levels: tuple[int, int] | None, least_px: int) -> NDArray[Any]:
+    """The pixels of a file that is good as it is, or of a 16 bit one that can be converted."""
     image = decode_image(path)
+    if min(image.shape[:2]) < least_px:
+        raise DataError(
+            f"{path}: {image.shape[1]}x{image.shape[0]} found, expected at least "
+            f"{least_px}x{least_px} for what is to be learnt from it"
+        )
     if image.dtype == np.uint8:
-        read_image(path)
-        return None
+        return image
     if image.dtype != np.uint16 or levels is None:
         raise DataError(
             f"{path}: {image.dtype} pixels found, expected 8 bit, or 16 bit together with the "
             "black and white points of the camera (--levels 0,4095 for 12 bit)"
         )
-    if min(image.shape[:2]) < RECEPTIVE_FIELD_PX:
-        raise DataError(f"{path}: {image.shape[1]}x{image.shape[0]} found, which is too small")
     return image
 
 
 def _converted(
     path: Path,
-    image: NDArray[np.uint16],
+    image: NDArray[Any],
     levels: tuple[int, int] | None,
     convert_into: Path,
 ) -> Path:

@@ -56,8 +56,8 @@ def read_image(path: Path, channels: int | None = None) -> NDArray[np.uint8]:
     image = decode_image(path)
     if image.dtype != np.uint8:
         raise DataError(
-            f"{path}: {image.dtype} pixels found, expected 8 bit: convert the images with the "
-            "black and white points that the camera's frames will have"
+            f"{path}: {image.dtype} pixels found, expected 8 bit: convert the images as the line "
+            "will, with `linewatch prepare`"
         )
     if image.ndim == 2:
         image = image[..., None]
@@ -101,10 +101,14 @@ def decode_image(path: Path) -> NDArray[Any]:
     return image
 
 
-def guess_channels(paths: Sequence[Path], look_at: int = 8) -> int:
-    """1 when the first images have no colour, in one channel or in three equal ones; else 3."""
-    for path in paths[:look_at]:
-        image = read_image(path)
-        if image.shape[2] == 3 and not (image == image[..., :1]).all():
-            return 3
-    return 1
+def guess_channels(paths: Sequence[Path]) -> int:
+    """1 when no image has colour, be it in one channel or in three equal ones; else 3."""
+    return 3 if any(has_colour(read_image(path)) for path in paths) else 1
+
+
+def has_colour(image: NDArray[Any]) -> bool:
+    """Whether the channels of (H, W, 3) differ anywhere; alpha does not count."""
+    if image.ndim == 2 or image.shape[2] < 3:
+        return False
+    first, *others = (image[..., k] for k in range(3))
+    return any(bool((first != other).any()) for other in others)

@@ -7,7 +7,8 @@ takes specks away.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -22,8 +23,18 @@ MOST_IMAGES = 64
 """Looked at for a set's threshold."""
 
 Mask = NDArray[np.bool_]
-FindObject = Callable[[NDArray[np.uint8]], Mask]
-"""uint8 (H, W, C) -> bool (H, W)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FindObject:
+    """uint8 (H, W, C) -> bool (H, W)."""
+
+    level: float | None
+    """Grey value between background and object; None: each image has its own."""
+
+    def __call__(self, frame: NDArray[np.uint8]) -> Mask:
+        level = otsu(histogram(frame)) if self.level is None else self.level
+        return object_mask(frame, level)
 
 
 def object_finder(how: str, threshold: float, paths: Sequence[Path]) -> FindObject | None:
@@ -36,7 +47,7 @@ def object_finder(how: str, threshold: float, paths: Sequence[Path]) -> FindObje
     if how == "none":
         return None
     if how == "otsu":
-        return lambda frame: object_mask(frame, otsu(histogram(frame)))
+        return FindObject(None)
     level = 255 * threshold
     if how == "otsu_set":
         step = max(1, -(-len(paths) // MOST_IMAGES))
@@ -44,7 +55,7 @@ def object_finder(how: str, threshold: float, paths: Sequence[Path]) -> FindObje
         for path in paths[::step]:
             total += histogram(read_image(path))
         level = otsu(total)
-    return lambda frame: object_mask(frame, level)
+    return FindObject(level)
 
 
 def object_mask(frame: NDArray[np.uint8], level: float) -> Mask:

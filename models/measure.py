@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from models.efficientad import Detector, StudentTeacher
 from models.errors import DataError
 from models.images import read_image
+from models.masks import FindObject
 from models.settings import TrainingSettings
-from models.tiles import Tile, TileSet, pad_frame, tile_grid
+from models.tiles import Tile, TileSet, kept_tiles, pad_frame, what_counts
 from models.variants import FRAME_MARGIN_PX, STRIDE
 
 Progress = Callable[[str, int, int], None]
@@ -28,7 +29,7 @@ def measure_teacher(model: StudentTeacher, tiles: TileSet, seed: int, report: Pr
     """Set `feature_mean` and `feature_std` to those of the teacher over the training tiles.
 
     Each tile's mean and squared deviations from it, in float64, merged exactly (Chan, Golub and
-    LeVeque 1979). At most 48 tiles, drawn by the seed: 200,000 cells of 256 px tiles.
+    LeVeque 1979). Of at most 48 tiles, drawn by the seed: 200,000 cells of 256 px tiles.
     """
     count = 0
     device = model.feature_mean.device
@@ -66,23 +67,39 @@ def map_quantiles(
     inspected: NDArray[np.bool_] | None,
     settings: TrainingSettings,
     report: Progress,
+    *,
+    find_object: FindObject | None = None,
 ) -> tuple[float, float]:
     """The local map's values at `q_a` and `q_b` over tiles of held-out images, where inspected.
 
-    At most 32 tiles and 2^22 values, drawn by the seed (`torch.quantile` refuses over 2^24).
+    find_object: tiles with too little of it count as little as in training; None: all count. At
+    most 32 tiles and 2^22 values, drawn by the seed (`torch.quantile` refuses over 2^24).
     """
     device = next(model.parameters()).device
     places = []
     for path in images:
-        height, width = read_image(path, model.in_channels).shape[:2]
-        for tile in tile_grid(height, width, settings.tile):
-            cells = _inspected_cells(inspected, tile)
-            if cells.any():
-                places.append((path, tile, cells))
+        frame = read_image(path, model.in_channels)
+        counted = None if find_object is None else what_counts(frame, inspected, find_object)
+        for tile, kept in kept_tiles(
+            frame,
+            counted,
+            tile=settings.tile,
+            stride=None,
+            incomplete="shifted",
+            least=settings.least_object,
+        ):
+            if kept and _inspected_cells(inspected, tile).any():
+                places.append((path, tile))
+    if not places:
+        raise DataError(
+            "held-out images of which nothing is inspected found, expected tiles as those learnt "
+            "from: look at the mask, or hold out more"
+        )
     chosen = some(len(places), MAX_QUANTILE_TILES, settings.seed)
     maps = []
     for done, index in enumerate(chosen, start=1):
-        path, tile, cells = places[index]
+        path, tile = places[index]
+        cells = _inspected_cells(inspected, tile)
         padded = pad_frame(read_image(path, model.in_channels), FRAME_MARGIN_PX)
         both = 2 * FRAME_MARGIN_PX
         rows, columns = tile.top + tile.height + both, tile.left + tile.width + both

@@ -40,8 +40,14 @@ def montage(
         frame = read_image(paths[index], 3)
         counted = what_counts(frame, inspected, find_object)
         scale = settings.scales[0]
-        tile, stride = settings.tile * scale, settings.stride * scale or None
-        tiles = kept_tiles(frame, counted, tile, stride, settings.least_object)
+        tiles = kept_tiles(
+            frame,
+            counted,
+            tile=settings.tile * scale,
+            stride=settings.stride * scale or None,
+            incomplete=settings.incomplete,
+            least=settings.least_object,
+        )
         pictures.append(_picture(frame, counted, tiles))
     columns = min(COLUMNS, len(pictures))
     blank = np.zeros_like(pictures[0])

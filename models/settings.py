@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from models.augment import Augmentation, check_augmentation
 from models.errors import DataError
 from models.masks import MASKS
+from models.tiles import INCOMPLETE
 from models.variants import ALLOWED_SCALES, RECEPTIVE_FIELD_PX
+
+BEGINNINGS = ("teacher", "random")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class TrainingSettings:
     """Over 0: as many steps as show each tile so often (in each process), instead of `steps`."""
     batch: int = 4
     """Crops in each step."""
+    begin: str = "teacher"
+    """The student's first state: the teacher's (`models.student`), or `random` as in the paper."""
     accumulate: int = 1
     """Batches whose gradients are averaged for one step; they run side by side where they can."""
     crop_px: int = 128
@@ -30,6 +35,8 @@ class TrainingSettings:
     """At its highest. The paper's 1e-4 is for 70,000 steps; README.md beside this file has more."""
     optimiser: str = "muon"
     """Or `adam`, the paper's."""
+    max_gradient: float = 1.0
+    """With `adam`: the gradient's norm is cut down to this; 0: as it is, as in the paper."""
     one_cycle: bool = True
     """Raise and lower the learning rate in one cycle; otherwise as in the paper, see decay_at."""
     weight_decay: float = 1e-5
@@ -75,6 +82,8 @@ class TrainingSettings:
     tile: int = 256
     stride: int = 0
     """Between tiles; 0: side by side."""
+    incomplete: str = "shifted"
+    """Tiles that would end beyond the frame: `shifted` inwards, or `left_out`."""
     mask: str = "none"
     """How the object is told from the background (`models.masks`): only its tiles are learnt."""
     mask_threshold: float = 0.5
@@ -94,6 +103,9 @@ def check_settings(settings: TrainingSettings) -> None:
         "epochs": 0 <= settings.epochs < math.inf,
         "accumulate": settings.accumulate >= 1,
         "validations": settings.validations >= 0,
+        "begin": settings.begin in BEGINNINGS,
+        "max_gradient": 0 <= settings.max_gradient < math.inf,
+        "incomplete": settings.incomplete in INCOMPLETE,
         "optimiser": settings.optimiser in ("muon", "adam"),
         "crop_px": settings.crop_px >= RECEPTIVE_FIELD_PX,
         "learning_rate": 0 < settings.learning_rate < math.inf,

@@ -1,7 +1,8 @@
 """What the student is asked: the state that it begins in, and the loss.
 
 1. The student begins as a copy of the teacher with a little noise: it gives the teacher's features
-   everywhere, and has to learn where not to.
+   everywhere, and has to learn where not to, from drawn defects. Without these nothing would ever
+   push it away: then `begin: random`, as in the paper.
 2. It is shown crops of good tiles, half of them with small drawn defects (`models.defects`). Crops
    come back to where the map is highest on good surface (`models.crops`).
 3. On good cells the squared difference of the features shall vanish, its mean and its hardest part

@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 
 from models.errors import DataError
 from models.images import read_image
-from models.masks import FindObject, object_finder
+from models.masks import FindObject
 from models.shrink import shrunk
 from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE, map_hw
 
-FORMAT = 4
+FORMAT = 5
+INCOMPLETE = ("shifted", "left_out")
+"""What becomes of tiles that would end beyond the frame."""
 DATA = "tiles.bin"
 INDEX = "index.json"
 Progress = Callable[[int, int], None]
@@ -61,12 +63,19 @@ def pad_frame(frame: NDArray[np.uint8], margin: int) -> NDArray[np.uint8]:
     return np.pad(frame, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
 
 
-def tile_grid(height: int, width: int, tile: int = 256, stride: int | None = None) -> list[Tile]:
+def tile_grid(
+    height: int,
+    width: int,
+    tile: int = 256,
+    stride: int | None = None,
+    incomplete: str = "shifted",
+) -> list[Tile]:
     """Tiles that cover every cell of the frame's map, row by row.
 
     tile, stride: frame pixels, multiples of 4; stride None: tiles side by side. The last row and
     column are shifted inwards, so all tiles have equally many cells; on a frame side that is no
-    multiple of 4 the last ones are up to 3 px narrower (the cells are the same). A side shorter
+    multiple of 4 the last ones are up to 3 px narrower (the cells are the same). incomplete
+    `left_out`: there is no last row or column that would have to be shifted. A side shorter
     than a tile is taken whole. Raises `DataError` for sizes that cannot be tiled.
     """
     stride = tile if stride is None else stride
@@ -82,14 +91,16 @@ def tile_grid(height: int, width: int, tile: int = 256, stride: int | None = Non
         )
     return [
         Tile(top, left, min(tile, height - top), min(tile, width - left))
-        for top in _starts(height, tile, stride)
-        for left in _starts(width, tile, stride)
+        for top in _starts(height, tile, stride, incomplete)
+        for left in _starts(width, tile, stride, incomplete)
     ]
 
 
-def _starts(side: int, tile: int, stride: int) -> list[int]:
+def _starts(side: int, tile: int, stride: int, incomplete: str) -> list[int]:
     last = max(0, -(-(side - tile) // STRIDE) * STRIDE)
-    return [*range(0, last, stride), last]
+    before = [*range(0, last, stride)]
+    shifted = bool(before) and last != before[-1] + stride
+    return before if shifted and incomplete == "left_out" else [*before, last]
 
 
 def cut(padded: NDArray[np.uint8], tile: Tile) -> NDArray[np.uint8]:
@@ -140,6 +151,11 @@ class TileSet:
         return self.inspected[np.ix_(np.minimum(rows, height - 1), np.minimum(columns, width - 1))]
 
 
+def least_side(scale: int) -> int:
+    """Pixels that a frame's sides must have at this scale, before it is shrunk."""
+    return (RECEPTIVE_FIELD_PX - 1) * scale + 1
+
+
 def cells_hw(height: int, width: int) -> tuple[int, int]:
     """Rows and columns of the map of so many padded pixels."""
     reach = RECEPTIVE_FIELD_PX - STRIDE
@@ -158,29 +174,29 @@ def build_tiles(
     scale: int = 1,
     tile: int = 256,
     stride: int | None = None,
+    incomplete: str = "shifted",
     inspected: NDArray[np.bool_] | None = None,
     min_inspected: float = 0.25,
-    mask: str = "none",
-    mask_threshold: float = 0.5,
+    find_object: FindObject | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> TileSet:
     """Cut all images into tiles, or take them from the cache.
 
     channels: 1 or 3. scale: images are shrunk so many times first; tile and stride are pixels of
-    what is left. inspected: bool (H, W), for images that all have this size. mask,
-    mask_threshold: see `models.masks`. A tile is kept when at least `min_inspected` of it is object
-    and inspected. cache_dir None keeps the tiles in memory.
+    what is left, incomplete is `tile_grid`'s. inspected: bool (H, W), for images that all have this
+    size. find_object: see `models.masks`; None: everything is object. A tile is kept when at least
+    `min_inspected` of it is object and inspected. cache_dir None keeps the tiles in memory.
     Raises `DataError` for images that cannot be read or have another size than the mask, and when
     no tile is left.
     """
-    find_object = object_finder(mask, mask_threshold, paths)
     pieces = _pieces(
         paths,
         channels,
         scale=scale,
         tile=tile,
         stride=stride,
+        incomplete=incomplete,
         inspected=inspected,
         min_inspected=min_inspected,
         find_object=find_object,
@@ -189,9 +205,9 @@ def build_tiles(
     inspected = _mask_at(inspected, scale)
     if cache_dir is None:
         return _in_memory(pieces, inspected)
-    key = _key(
-        paths, [channels, scale, tile, stride, min_inspected, mask, mask_threshold], inspected
-    )
+    finder = None if find_object is None else [find_object.level]
+    about = [channels, scale, tile, stride, incomplete, min_inspected, finder]
+    key = _key(paths, about, inspected)
     final = cache_dir / f"tiles-{key[:20]}"
     found = _open(final, inspected)
     if found is not None:
@@ -235,6 +251,7 @@ def _pieces(
     scale: int,
     tile: int,
     stride: int | None,
+    incomplete: str,
     inspected: NDArray[np.bool_] | None,
     min_inspected: float,
     find_object: FindObject | None,
@@ -242,15 +259,23 @@ def _pieces(
 ) -> Iterator[_Piece]:
     for number, path in enumerate(paths):
         frame = read_image(path, channels)
-        if inspected is not None and inspected.shape != frame.shape[:2]:
+        height, width = frame.shape[:2]
+        if least_side(scale) > min(height, width):
             raise DataError(
-                f"{path}: {frame.shape[1]}x{frame.shape[0]} found, expected "
-                f"{inspected.shape[1]}x{inspected.shape[0]} as the mask of what is inspected"
+                f"{path}: {width}x{height} found, expected at least {least_side(scale)}x"
+                f"{least_side(scale)} at scale {scale}"
+            )
+        if inspected is not None and inspected.shape != (height, width):
+            raise DataError(
+                f"{path}: {width}x{height} found, expected {inspected.shape[1]}x"
+                f"{inspected.shape[0]} as the mask of what is inspected"
             )
         counted = what_counts(frame, inspected, find_object)
         frame, counted = shrunk(frame, scale), _mask_at(counted, scale)
         padded = pad_frame(frame, MARGIN_PX)
-        for place, kept in kept_tiles(frame, counted, tile, stride, min_inspected):
+        for place, kept in kept_tiles(
+            frame, counted, tile=tile, stride=stride, incomplete=incomplete, least=min_inspected
+        ):
             if kept:
                 yield number, place, cut(padded, place)
         if progress is not None:
@@ -270,14 +295,16 @@ def what_counts(
 def kept_tiles(
     frame: NDArray[np.uint8],
     counted: NDArray[np.bool_] | None,
+    *,
     tile: int,
     stride: int | None,
+    incomplete: str,
     least: float,
 ) -> list[tuple[Tile, bool]]:
     """All tiles of a frame, and whether they are learnt from."""
     return [
         (place, counted is None or _share(counted, place) >= least)
-        for place in tile_grid(frame.shape[0], frame.shape[1], tile, stride)
+        for place in tile_grid(frame.shape[0], frame.shape[1], tile, stride, incomplete)
     ]
 
 

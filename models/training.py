@@ -1,10 +1,10 @@
 """Training: good images in, a detector with its map quantiles out (EfficientAD, section 3).
 
 1. A fifth of the images is held out and trains nothing.
-2. At each scale: the teacher's channel statistics over the training tiles, exact, in float64; and a
-   student that learns to repeat the normalised teacher on crops of the tiles, and to differ from it
-   at drawn defects (`models.student`, `models.fit`). On the way it is validated, by default on
-   drawn defects on the held-out images (`models.validation`), and its best state is kept.
+2. At each scale: the teacher's channel statistics over training tiles, in float64; and a student
+   that learns to repeat the normalised teacher on crops of the tiles, and to differ from it at
+   drawn defects (`models.student`, `models.fit`). On the way it is validated, by default on drawn
+   defects on the held-out images (`models.validation`), and its best state is kept.
 3. Where asked for, the map's strongest directions are chosen (`models.rotation`).
 4. The map quantiles q_a and q_b are those of tiles of the held-out images.
 5. Where asked for, the global branch (`models.global_branch`), the wide view (`models.wide_fit`)
@@ -37,6 +37,7 @@ from models.errors import DataError
 from models.fit import Companions, Fit, fit_student
 from models.global_branch import Window, fit_global, set_affine, shrunk_images
 from models.images import guess_channels
+from models.masks import object_finder
 from models.measure import map_quantiles, measure_teacher
 from models.pdn import feature_channels
 from models.penalty import PenaltySource
@@ -50,6 +51,7 @@ from models.validation import (
     MOST_IMAGES,
     Validate,
     ValidationImages,
+    check_sizes,
     drawn_crops,
     on_drawn_defects,
     on_images,
@@ -134,6 +136,8 @@ def train(
             f"{teacher.net.variant}, or 0 for all"
         )
     learn, held_out = split(images, settings)
+    check_sizes(held_out, inspected)
+    find_object = object_finder(settings.mask, settings.mask_threshold, learn)
     with seeded(settings.seed):
         model = Detector(
             teacher.net.variant, channels, settings.scales, global_branch=settings.global_branch
@@ -144,12 +148,21 @@ def train(
         channels,
         tile=settings.tile,
         stride=settings.stride or None,
+        incomplete=settings.incomplete,
         inspected=inspected,
         min_inspected=settings.least_object,
-        mask=settings.mask,
-        mask_threshold=settings.mask_threshold,
+        find_object=find_object,
         cache_dir=cache_dir,
         progress=partial(report, "cut tiles"),
+    )
+    crops_of = partial(
+        drawn_crops,
+        held_out,
+        channels,
+        settings=settings,
+        inspected=inspected,
+        find_object=find_object,
+        cache_dir=cache_dir,
     )
     tiles: list[TileSet] = []
     for scale in settings.scales:
@@ -161,7 +174,8 @@ def train(
         channels_last(pair)
         pair.to(device)
         measure_teacher(pair, tiles[-1], settings.seed, report)
-        begin_student(pair, settings.seed)
+        if settings.begin == "teacher":
+            begin_student(pair, settings.seed)
     if settings.epochs:
         shown = settings.batch * settings.accumulate
         steps = math.ceil(settings.epochs * len(tiles[0]) / shown)
@@ -169,17 +183,16 @@ def train(
     chosen_by = [*validation.good, *validation.bad] if validation is not None else []
     files = [*learn, *held_out, *chosen_by, *penalty_images]
     mask = None if inspected is None else hashlib.sha256(inspected.tobytes()).hexdigest()
-    key = training_key(files, [mask, asdict(settings), teacher.identity, channels], device)
+    # With another learning rate a training that diverged may go on.
+    decides = asdict(settings) | {"learning_rate": None}
+    key = training_key(files, [mask, decides, teacher.identity, channels], device)
     validates: list[Validate | None] = [None] * len(settings.scales)
     if settings.validations and validation is not None:
         validates = [
             on_images(validation, scale, inspected, settings.seed) for scale in model.scales
         ]
-    elif settings.validations and settings.spoiled:
-        validates = [
-            on_drawn_defects(drawn_crops(held_out, channels, scale, inspected, settings))
-            for scale in model.scales
-        ]
+    elif settings.validations:
+        validates = [on_drawn_defects(crops_of(scale)) for scale in model.scales]
     companions = [
         Companions(
             validate=validate,
@@ -196,11 +209,13 @@ def train(
     rotations = {}
     for scale in model.scales if settings.map_channels else ():
         report("choose the map's channels", model.scales.index(scale), len(model.scales))
-        crops = drawn_crops(held_out, channels, scale, inspected, settings)
+        crops = crops_of(scale)
         rotations[str(scale)] = rotate(
             model.pair(scale), crops, settings.map_channels, on_drawn_defects(crops)
         )
-    q_a, q_b = map_quantiles(model.eval(), held_out, inspected, settings, report)
+    q_a, q_b = map_quantiles(
+        model.eval(), held_out, inspected, settings, report, find_object=find_object
+    )
     if not (math.isfinite(q_a) and q_b > q_a):
         raise DataError(
             f"map quantiles {q_a:g} and {q_b:g} of the held-out images found, expected finite and "
@@ -241,7 +256,7 @@ def train(
         "channels": channels,
         "teacher": teacher.identity,
         "teacher_licence": teacher.licence,
-        "compute": str(compute_type()).removeprefix("torch."),
+        "compute": str(compute_type(torch.device(device))).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "device": device,
@@ -371,6 +386,7 @@ def _curve(fit: Fit) -> dict[str, Any]:
         "loss": [round(float(stretch.mean()), 5) for stretch in stretches],
         "auroc": [[point.step, round(point.auroc, 5)] for point in fit.curve],
         "kept_step": fit.kept_step,
+        "learning_rates": fit.rates,
     }
 
 

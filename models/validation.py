@@ -21,6 +21,7 @@ from models.crops import GOOD, spoiled_crop
 from models.efficientad import StudentTeacher
 from models.errors import DataError
 from models.images import read_image
+from models.masks import FindObject
 from models.settings import TrainingSettings
 from models.shrink import shrunk
 from models.tiles import (
@@ -71,13 +72,7 @@ def on_images(
 ) -> Validate:
     """AUROC of whole images, at most 50 good and 50 defective ones, drawn by the seed."""
     good, bad = (_some(paths, seed) for paths in (images.good, images.bad))
-    for path in [*good, *bad] if inspected is not None else []:
-        height, width = read_image(path).shape[:2]
-        if inspected is not None and (height, width) != inspected.shape:
-            raise DataError(
-                f"{path}: {width}x{height} found, expected {inspected.shape[1]}x"
-                f"{inspected.shape[0]} as the mask of what is inspected"
-            )
+    check_sizes([*good, *bad], inspected)
 
     def validate(model: StudentTeacher) -> float:
         peaks = [
@@ -88,22 +83,39 @@ def on_images(
     return validate
 
 
+def check_sizes(paths: Sequence[Path], inspected: NDArray[np.bool_] | None) -> None:
+    """Raise `DataError` for an image of another size than the mask of what is inspected."""
+    for path in paths if inspected is not None else []:
+        height, width = read_image(path).shape[:2]
+        if inspected is not None and (height, width) != inspected.shape:
+            raise DataError(
+                f"{path}: {width}x{height} found, expected {inspected.shape[1]}x"
+                f"{inspected.shape[0]} as the mask of what is inspected"
+            )
+
+
 def drawn_crops(
     held_out: Sequence[Path],
     channels: int,
     scale: int,
-    inspected: NDArray[np.bool_] | None,
     settings: TrainingSettings,
+    *,
+    inspected: NDArray[np.bool_] | None = None,
+    find_object: FindObject | None = None,
+    cache_dir: Path | None = None,
 ) -> list[DrawnCrop]:
-    """At most 24 crops of held-out good images; the same each time."""
+    """At most 24 crops of held-out good images; the same each time.
+
+    inspected, find_object, cache_dir: as of `build_tiles`, which cuts them.
+    """
     tiles = build_tiles(
         held_out,
         channels,
         scale=scale,
         inspected=inspected,
         min_inspected=settings.least_object,
-        mask=settings.mask,
-        mask_threshold=settings.mask_threshold,
+        find_object=find_object,
+        cache_dir=cache_dir,
     )
     return _drawn(tiles, np.random.default_rng([settings.seed, 3]))
 
@@ -137,7 +149,7 @@ def _drawn(tiles: TileSet, rng: np.random.Generator) -> list[DrawnCrop]:
     for index in rng.permutation(len(tiles))[:SYNTHETIC_CROPS].tolist():
         tile = tiles[index]
         rows, columns = cells_hw(*(min(SYNTHETIC_PX, side) for side in tile.shape[:2]))
-        crop = tile[: pixels_of(rows), : pixels_of(columns)]
+        crop = tile[: pixels_of(rows), : pixels_of(columns)].copy()  # the tiles are let go
         counted = tiles.inspected_cells(index, 0, 0, (rows, columns))
         marred, cells = spoiled_crop(crop, rng, DEFECTS_PER_CROP)
         cells[~counted] = GOOD

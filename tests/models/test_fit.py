@@ -101,9 +101,18 @@ def test_killed_and_resumed_is_as_not_killed(tmp_path: Path) -> None:
         assert torch.equal(tensor, second["model"][name]), name
 
 
-@pytest.mark.parametrize("optimiser", ["muon", "adam"])
-def test_state_goes_on_with_either_optimiser(tmp_path: Path, optimiser: str) -> None:
-    settings = replace(SETTINGS, optimiser=optimiser, accumulate=2, penalty=0.5, learning_rate=1e-3)
+@pytest.mark.parametrize(("optimiser", "one_cycle"), [("muon", True), ("adam", False)])
+def test_state_goes_on_with_either_optimiser(
+    tmp_path: Path, optimiser: str, one_cycle: bool
+) -> None:
+    settings = replace(
+        SETTINGS,
+        optimiser=optimiser,
+        one_cycle=one_cycle,
+        accumulate=2,
+        penalty=0.5,
+        learning_rate=1e-3,
+    )
     path = tmp_path / "s.state"
 
     tiles = build_tiles(images(tmp_path / "good"), 1)
@@ -124,7 +133,7 @@ def test_state_goes_on_with_either_optimiser(tmp_path: Path, optimiser: str) -> 
 
     expected, losses = run(None)
     with pytest.raises(KeyboardInterrupt):
-        run(4)  # a validation was due then, so the state is of this step
+        run(5)  # a validation was due after 4, and the next loss bore its state out
     state = load_state(path, "key")
     assert state is not None
     assert state["step"] == 4
@@ -176,7 +185,7 @@ def test_nonsense_stops_it_and_the_state_before_stays(tmp_path: Path) -> None:
             with torch.no_grad():
                 model.student.conv2.weight.fill_(math.nan)
 
-    with pytest.raises(DataError, match=r"loss nan found at step 6.*learning rate"):
+    with pytest.raises(DataError, match=r"loss nan .* found at step 6.*learning rate"):
         fit_student(model, tiles, SETTINGS, Companions(poison, lambda _: 0.5, path, "key"))
     state = load_state(path, "key")
     assert state is not None
@@ -184,11 +193,88 @@ def test_nonsense_stops_it_and_the_state_before_stays(tmp_path: Path) -> None:
     assert all(torch.isfinite(tensor).all() for tensor in state["student"].values())
 
 
+def test_a_state_that_no_loss_has_borne_out_is_not_written(tmp_path: Path) -> None:
+    model, tiles = pair_and_tiles(tmp_path)
+    path = tmp_path / "s.state"
+    said = iter([0.5, 0.6])
+
+    def validate(found: StudentTeacher) -> float:
+        value = next(said)
+        if value == 0.6:  # after step 8, before its state
+            with torch.no_grad():
+                found.student.conv4.bias.fill_(math.inf)
+        return value
+
+    named = r"found at step 9.*go on with --resume: .*s\.state is the state of 4"
+    with pytest.raises(DataError, match=named):
+        fit_student(model, tiles, SETTINGS, Companions(None, validate, path, "key"))
+    state = load_state(path, "key")
+    assert state is not None
+    assert state["step"] == 4
+
+
+def test_a_gradient_that_overflows_is_not_followed(tmp_path: Path) -> None:
+    model, tiles = pair_and_tiles(tmp_path)
+    hook = model.student.conv4.bias.register_hook(lambda gradient: gradient * math.inf)
+    before = model.student.conv4.weight.detach().clone()
+    with pytest.raises(DataError, match=r"with a gradient of (nan|inf) found at step 1 "):
+        fit_student(model, tiles, SETTINGS)
+    hook.remove()
+    assert torch.equal(model.student.conv4.weight, before)
+
+
+@pytest.mark.parametrize(("optimiser", "one_cycle"), [("muon", True), ("adam", False)])
+def test_what_diverged_goes_on_with_another_learning_rate(
+    tmp_path: Path, optimiser: str, one_cycle: bool
+) -> None:
+    path = tmp_path / "s.state"
+    model, tiles = pair_and_tiles(tmp_path)
+    settings = replace(SETTINGS, optimiser=optimiser, one_cycle=one_cycle, decay_at=0.5)
+    settings = replace(settings, learning_rate=1e-3)
+
+    def run(learning_rate: float, stop_at: int | None = None) -> dict[str, Any]:
+        def watch(step: int, loss: float, auroc: float) -> None:
+            if step == stop_at:
+                raise KeyboardInterrupt
+
+        chosen = replace(settings, learning_rate=learning_rate)
+        companions = Companions(watch, lambda _: 0.5, path, "key", resume=stop_at is None)
+        fit_student(model, tiles, chosen, companions)
+        state = load_state(path, "key")
+        assert state is not None
+        return state
+
+    with pytest.raises(KeyboardInterrupt):
+        run(1e-3, stop_at=5)
+    kept = path.read_bytes()
+    as_before = run(1e-3)
+    path.write_bytes(kept)
+    lower = run(1e-4)
+    assert as_before["fit"]["rates"] == [(0, 1e-3)]
+    assert lower["fit"]["rates"] == [(0, 1e-3), (4, 1e-4)]
+    rates = [state["optimiser"]["param_groups"][0]["lr"] for state in (as_before, lower)]
+    assert rates[1] == pytest.approx(rates[0] / 10)
+    assert as_before["fit"]["losses"][:4] == lower["fit"]["losses"][:4]
+    assert as_before["fit"]["losses"] != lower["fit"]["losses"]
+
+
+def test_the_rate_drops_once(tmp_path: Path) -> None:
+    path = tmp_path / "s.state"
+    model, tiles = pair_and_tiles(tmp_path)
+    settings = replace(
+        SETTINGS, optimiser="adam", one_cycle=False, decay_at=0.3, learning_rate=1e-3, validations=1
+    )
+    fit_student(model, tiles, settings, Companions(state=path, key="key"))
+    state = load_state(path, "key")
+    assert state is not None
+    assert state["optimiser"]["param_groups"][0]["lr"] == pytest.approx(1e-4)
+
+
 def test_a_state_of_something_else_is_not_taken(tmp_path: Path) -> None:
     path = tmp_path / "s.state"
     assert load_state(path, "key") is None
     save_state(path, "key", {"step": 3})
-    assert load_state(path, "key") == {"format": 1, "key": "key", "step": 3}
+    assert load_state(path, "key") == {"format": 2, "key": "key", "step": 3}
     assert load_state(path, "other") is None
     whole = path.read_bytes()
     for damaged in (b"", whole[:100], b"no state", whole[:-200]):

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from models.errors import DataError
-from models.masks import MASKS, histogram, object_finder, object_mask, otsu
+from models.masks import MASKS, FindObject, histogram, object_finder, object_mask, otsu
 from models.montage import COLUMNS, FRAMES, SIDE_PX, montage
 from models.settings import TrainingSettings
 from models.tiles import build_tiles
@@ -78,16 +78,26 @@ def test_tiles_are_kept_by_their_share_of_object(tmp_path: Path, least: float, t
     frame[64:128, 192:208] = 200  # the one beside it by a quarter
     frame[64:128, 112:128] = 200
     paths = write(tmp_path / "good", [frame])
-    found = build_tiles(paths, 1, tile=64, mask="otsu", min_inspected=least)
+    found = build_tiles(paths, 1, tile=64, find_object=FindObject(None), min_inspected=least)
     assert len(found) == tiles
-    again = build_tiles(paths, 1, tile=64, mask="otsu", min_inspected=least, cache_dir=tmp_path)
+    again = build_tiles(
+        paths, 1, tile=64, find_object=FindObject(None), min_inspected=least, cache_dir=tmp_path
+    )
     np.testing.assert_array_equal(found.origins, again.origins)
 
 
 def test_the_cache_knows_the_mask(tmp_path: Path) -> None:
     paths = write(tmp_path / "good", [part(30, 200)])
     counts = [
-        len(build_tiles(paths, 1, tile=64, cache_dir=tmp_path / "cache", mask=how))
+        len(
+            build_tiles(
+                paths,
+                1,
+                tile=64,
+                cache_dir=tmp_path / "cache",
+                find_object=object_finder(how, 0.5, paths),
+            )
+        )
         for how in ("none", "otsu")
     ]
     assert counts[0] > counts[1]
@@ -98,7 +108,9 @@ def test_what_counts_for_both_inspection_and_object(tmp_path: Path) -> None:
     paths = write(tmp_path / "good", [part(30, 200, size=(128, 256))])
     left = np.zeros((128, 256), np.bool_)
     left[:, :128] = True
-    tiles = build_tiles(paths, 1, tile=64, mask="otsu", inspected=left, min_inspected=0.2)
+    tiles = build_tiles(
+        paths, 1, tile=64, find_object=FindObject(None), inspected=left, min_inspected=0.2
+    )
     assert (tiles.origins[:, 1] < 128).all()
 
 

@@ -72,7 +72,7 @@ def test_pieces_have_the_peak_of_the_whole(tmp_path: Path) -> None:
 def test_drawn_defects_are_the_same_each_time(tmp_path: Path) -> None:
     good = write(tmp_path / "good", 3)
     model = untrained_model("pdn_tiny", 1).pair(1)
-    drawn = [drawn_crops(good, 1, 1, None, TrainingSettings(seed=seed)) for seed in (0, 0, 1)]
+    drawn = [drawn_crops(good, 1, 1, TrainingSettings(seed=seed)) for seed in (0, 0, 1)]
     first, again, other = ([crop.after.tobytes() for crop in crops] for crops in drawn)
     assert first == again != other
     values = [on_drawn_defects(crops)(model) for crops in drawn]
