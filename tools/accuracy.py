@@ -113,12 +113,13 @@ def bench(
             if random_teacher:  # what the others make up for it does not count
                 settings = replace(settings, wide_view=False, precedents=False)
             asked = replace(plan, settings=settings)
-            kept = out / f"{name}-{seed}.json"
             what = (
                 f"{variant}, {random_teacher=}, {device}, {torch.get_num_threads()} threads, "
                 f"{asked!r}, program {PROGRAM}, data {_data(images)}"
             )
-            states = out / f"states-{name}-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+            digest = hashlib.sha256(what.encode()).hexdigest()[:12]
+            kept = out / f"{name}-{seed}-{digest}.json"
+            states = out / f"states-{name}-{digest}"
             if (before := _kept(kept, what)) is None:
                 with progress_bar(f"{name}, seed {seed}", None, quiet=quiet) as update:
                     looked, about = run_seed(
@@ -160,8 +161,10 @@ def _data(images: ImageSet) -> str:
         *images.train,
         *(image.path for part in (images.val, images.test) for image in part.images),
     ]
-    seen = [[path.name, path.stat().st_size] for path in files]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(f"{path.name}\n".encode() + hashlib.sha256(path.read_bytes()).digest())
+    return whole.hexdigest()[:16]
 
 
 def _kept(path: Path, asked: str) -> dict[str, Any] | None:

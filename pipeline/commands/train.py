@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,25 +19,31 @@ from rich.console import Console
 
 from models.curves import curves
 from models.good_images import GoodImages, check_images
-from models.images import guess_channels, list_images, read_image
+from models.images import list_images, read_image
 from models.montage import montage
 from models.references import save_detector
 from models.settings import TrainingSettings
-from models.teacher import load_teacher
+from models.teacher import Teacher, load_teacher
+from models.tiles import least_side
 from models.training import TrainedDetector, split, train
 from models.validation import ValidationImages
-from models.variants import ALLOWED_SCALES, VARIANTS
+from models.variants import RECEPTIVE_FIELD_PX, VARIANTS
 from pipeline.commands.processes import join_processes, one_after_the_other
 from pipeline.commands.progress import Update, progress_bar
+from pipeline.commands.train_options import (
+    absolute,
+    from_folder,
+    two_numbers,
+    validation_of,
+    with_options,
+)
 from pipeline.config import load_recipe
 from pipeline.errors import ConfigError, DataError
 from pipeline.rules import inspected_pixels
 from pipeline.sources.frames import extract_frames
 from pipeline.training_config import (
     TrainingConfig,
-    ValidationConfig,
     load_training,
-    settings_of,
 )
 from pipeline.window import inspected_window
 
@@ -87,7 +96,8 @@ def command(
         list[Path] | None, typer.Option(help="Defective ones for the same; more than one folder.")
     ] = None,
     penalty: Annotated[
-        Path | None, typer.Option(help="Images of anything else, on which it shall stay silent.")
+        Path | None,
+        typer.Option(help="Images of anything else, to stay silent on (penalty=1)."),
     ] = None,
     levels: Annotated[
         str | None, typer.Option(help="Black and white point of 16 bit images: 0,4095 for 12 bit.")
@@ -101,7 +111,8 @@ def command(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: all cores.")] = 0,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for tiles that do not fit into memory.")
+        Path | None,
+        typer.Option(help="Folder in which tiles are kept for the next training."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -125,43 +136,54 @@ def command(
     [bold]torchrun --nproc-per-node 4 -m pipeline.cli train part.yaml --device cuda[/]
     """
     begun = time.monotonic()
-    config = load_training(source) if source.suffix.lower() in YAML else _from(source)
+    config = load_training(source) if source.suffix.lower() in YAML else from_folder(source)
     changes: dict[str, Any] = {
         "variant": variant,
         "color": color,
-        "recipe": _text(recipe),
-        "teacher": _text(teacher),
-        "penalty": _text(penalty),
-        "levels": _two_numbers(levels) if levels else None,
+        "recipe": absolute(recipe),
+        "teacher": absolute(teacher),
+        "penalty": absolute(penalty),
+        "levels": two_numbers(levels) if levels else None,
         "every": every,
-        "validation": _validation(validate_good, validate_defect),
+        "validation": validation_of(validate_good, validate_defect),
     }
     if variant is not None and variant not in VARIANTS:
         raise ConfigError(f"--variant {variant!r} found, expected one of {', '.join(VARIANTS)}")
     config = config.model_copy(
         update={key: value for key, value in changes.items() if value is not None}
     )
-    settings = _settings(config, scales=scales, steps=steps, seed=seed, others=setting or [])
+    settings = with_options(config, scales=scales, steps=steps, seed=seed, others=setting or [])
+    if config.penalty is not None and not settings.penalty:
+        settings = replace(settings, penalty=1.0)  # the paper's weight: the folder asks for it
     if threads:
         torch.set_num_threads(threads)
+    if every is not None and Path(config.good).is_dir():
+        raise ConfigError(f"--every {every} with a folder of images found, expected a recording")
+    tiles_in = cache or out / f".tiles-{_name_of(config, settings)}"
     with join_processes(device) as (rank, place):
         quiet = as_json or rank > 0
         with progress_bar("Training", None, quiet=quiet) as update:
             detector, images = _train(
-                config, settings, out=out, cache=cache, resume=resume, device=place, update=update
+                config,
+                settings,
+                out=out,
+                cache=tiles_in,
+                resume=resume,
+                device=place,
+                update=update,
             )
         if rank > 0:
             return
-        frames = [read_image(p, detector.model.in_channels) for p in detector.held_out]
+        chosen = detector.held_out[:REFERENCE_FRAMES]
         bundle = save_detector(
             out,
             detector.model,
             q_a=detector.q_a,
             q_b=detector.q_b,
-            provenance=detector.provenance | {"left_out": images.left_out},
+            provenance=detector.provenance | {"left_out": images.left_out, "levels": config.levels},
             precedents=detector.precedents,
             wide=detector.wide,
-            frames=frames[:REFERENCE_FRAMES],
+            frames=[read_image(path, detector.model.in_channels) for path in chosen],
         )
         tiles = bundle.with_name(f"{bundle.name}-tiles.png")
         learnt, _ = split(images.paths, settings)
@@ -170,6 +192,8 @@ def command(
         _write(drawn, curves(detector.fits))
         for state in detector.states:
             state.unlink(missing_ok=True)
+    if cache is None:
+        shutil.rmtree(tiles_in, ignore_errors=True)
     seconds = time.monotonic() - begun
     pictures = [tiles, drawn]
     _tell(bundle, pictures, detector, images, seconds=seconds, resume=resume, as_json=as_json)
@@ -180,7 +204,7 @@ def _train(
     settings: TrainingSettings,
     *,
     out: Path,
-    cache: Path | None,
+    cache: Path,
     resume: bool,
     device: str,
     update: Update,
@@ -189,16 +213,19 @@ def _train(
         update(done, total, what)
 
     left_out: list[str] = []
+    wide = settings.wide_scales if settings.wide_view else ()
+    least_px = max(least_side(scale) for scale in (*settings.scales, *wide))
 
-    def checked(found: list[Path]) -> list[Path]:
+    def checked(found: list[Path], least_px: int = least_px) -> GoodImages:
         usable = check_images(
             found,
             levels=config.levels,
             convert_into=out / "frames" / "8bit",
+            least_px=least_px,
             progress=lambda done, total: report("check images", done, total),
         )
         left_out.extend(usable.left_out)
-        return usable.paths
+        return usable
 
     validation, penalty_images = None, []
     with one_after_the_other():
@@ -210,23 +237,25 @@ def _train(
                 config.every,
                 lambda done, total: update(done, total, "read recording"),
             )
-        paths = checked(list_images(good))
+        usable = checked(list_images(good))
         if config.validation is not None:
             bad = [
                 path for folder in config.validation.defect for path in list_images(Path(folder))
             ]
             validation = ValidationImages(
-                checked(list_images(Path(config.validation.good))), checked(bad)
+                checked(list_images(Path(config.validation.good))).paths, checked(bad).paths
             )
         if config.penalty is not None:
-            penalty_images = checked(list_images(Path(config.penalty)))
-    channels = guess_channels(paths) if config.color is None else (3 if config.color else 1)
+            penalty_images = checked(list_images(Path(config.penalty)), RECEPTIVE_FIELD_PX).paths
+    paths = usable.paths
+    color = usable.coloured > 0 if config.color is None else config.color
+    channels = 3 if color else 1
     detector = train(
         paths,
         config.variant,
         channels=channels,
         settings=settings,
-        teacher=load_teacher(Path(config.teacher), channels) if config.teacher else None,
+        teacher=_teacher(config, channels),
         inspected=inspected_of(config, paths),
         window=_window(config, paths),
         validation=validation,
@@ -237,80 +266,32 @@ def _train(
         device=device,
         progress=report,
     )
-    return detector, GoodImages(paths, left_out)
+    return detector, replace(usable, left_out=left_out)
+
+
+def _teacher(config: TrainingConfig, channels: int) -> Teacher | None:
+    """The file's, if one is named. Raises `ConfigError` where it contradicts the variant."""
+    if config.teacher is None:
+        return None
+    teacher = load_teacher(Path(config.teacher), channels)
+    found = teacher.net.variant
+    if "variant" in config.model_fields_set and config.variant != found:
+        raise ConfigError(
+            f"variant {config.variant} with {config.teacher} found, which is of {found}: leave out "
+            "one of them"
+        )
+    return teacher
+
+
+def _name_of(config: TrainingConfig, settings: TrainingSettings) -> str:
+    """Of the same training when it is started again."""
+    about = config.model_dump_json() + json.dumps(asdict(settings))
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
 def _write(path: Path, picture: NDArray[np.uint8]) -> None:
     if not cv2.imwrite(str(path), picture[..., ::-1]):
         raise DataError(f"{path}: cannot be written; the bundle beside it is whole")
-
-
-def _from(source: Path) -> TrainingConfig:
-    return TrainingConfig(good=str(source.absolute()))
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path.absolute())
-
-
-def _validation(good: Path | None, defect: list[Path] | None) -> ValidationConfig | None:
-    if (good is None) != (not defect):
-        raise ConfigError(
-            "one of --validate-good and --validate-defect found, expected both or none"
-        )
-    if good is None or not defect:
-        return None
-    return ValidationConfig(
-        good=str(good.absolute()), defect=tuple(str(folder.absolute()) for folder in defect)
-    )
-
-
-def _settings(
-    config: TrainingConfig,
-    *,
-    scales: str | None,
-    steps: int | None,
-    seed: int | None,
-    others: list[str],
-) -> TrainingSettings:
-    """The file's settings, and those of the command line over them."""
-    given: dict[str, Any] = dict(config.settings)
-    if scales is not None:
-        wanted = _two_numbers(scales) if "," in scales else (scales,)
-        if tuple(str(scale) for scale in wanted) not in {
-            tuple(map(str, allowed)) for allowed in ALLOWED_SCALES
-        }:
-            raise ConfigError(f"--scales {scales!r} found, expected 1, 2 or 1,2")
-        given["scales"] = [int(scale) for scale in wanted]
-    if steps is not None:
-        given["steps"] = steps
-    if seed is not None:
-        given["seed"] = seed
-    for text in others:
-        key, found, value = text.partition("=")
-        if not found:
-            raise ConfigError(f"--set {text!r} found, expected KEY=VALUE, such as batch=8")
-        try:
-            parsed = json.loads(value)
-        except ValueError:
-            parsed = value
-        head, _, tail = key.partition(".")
-        if tail:
-            inner = given.setdefault(head, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(f"--set {key}: {head} has no keys of its own")
-            inner[tail] = parsed
-        else:
-            given[key] = parsed
-    return settings_of(given)
-
-
-def _two_numbers(text: str) -> tuple[int, int]:
-    try:
-        first, second = (int(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"{text!r} found, expected two whole numbers, such as 0,4095") from error
-    return first, second
 
 
 def inspected_of(config: TrainingConfig, paths: list[Path]) -> NDArray[np.bool_] | None:
@@ -366,6 +347,12 @@ def _tell(
 
     for sentence in images.left_out:
         say(f"left out: {sentence}")
+    if 0 < images.coloured < len(images.paths):
+        how = "in colour" if about["channels"] == 3 else "grey"
+        say(
+            f"{images.coloured} of {len(images.paths)} images have colour, the others none: are "
+            f"they of one camera? All were learnt {how}."
+        )
     say(
         f"{detector.model.variant} learnt from {about['images']} images, {about['held_out']} held "
         f"out, in {seconds:.0f} s."

@@ -44,6 +44,17 @@ def test_every_cell_is_in_a_tile(height: int, width: int, tile: int, stride: int
     assert covered.min() >= 1
 
 
+@given(SIDES, SIDES, st.sampled_from([36, 64, 128, 256]), st.sampled_from([None, 16, 36]))
+def test_shifted_tiles_may_be_left_out(
+    height: int, width: int, tile: int, stride: int | None
+) -> None:
+    step = stride or tile
+    every = tile_grid(height, width, tile, stride)
+    regular = [place for place in every if place.top % step == place.left % step == 0]
+    assert regular
+    assert tile_grid(height, width, tile, stride, "left_out") == regular
+
+
 @settings(deadline=None, max_examples=25)
 @given(SIDES, SIDES, st.sampled_from([1, 3]), st.sampled_from([64, 100, 256]))
 def test_maps_of_tiles_are_the_map_of_the_frame(
@@ -56,6 +67,18 @@ def test_maps_of_tiles_are_the_map_of_the_frame(
     for place in tile_grid(height, width, tile):
         piece = map_of(model, cut(padded, place))
         np.testing.assert_allclose(piece, whole[place.cells], rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_too_small_at_its_scale_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "low.png"
+    cv2.imwrite(str(path), textured_frame(64, 90, 1))
+    assert len(build_tiles([path], 1, tile=64)) == 2
+    with pytest.raises(
+        DataError, match=r"low\.png: 90x64 found, expected at least 65x65 at scale 2"
+    ):
+        build_tiles([path], 1, scale=2)
+    cv2.imwrite(str(path), textured_frame(65, 65, 1))
+    assert len(build_tiles([path], 1, scale=2)) == 1
 
 
 def test_a_shift_by_two_pixels_is_another_map() -> None:

@@ -15,6 +15,7 @@ import torch
 from models.efficientad import hard_feature_loss
 from models.errors import DataError
 from models.images import read_image
+from models.masks import FindObject, object_finder
 from models.measure import map_quantiles, measure_teacher
 from models.references import reference_map
 from models.settings import TrainingSettings, check_settings
@@ -22,7 +23,9 @@ from models.teacher import Teacher
 from models.tiles import build_tiles, pad_frame
 from models.training import TrainedDetector, split, train
 from models.untrained import textured_frame, untrained_model
+from models.validation import ValidationImages
 from models.variants import FRAME_MARGIN_PX
+from pipeline.training_config import load_training, settings_of
 
 QUICK = TrainingSettings(steps=3, batch=2, crop_px=64)
 
@@ -131,7 +134,7 @@ def test_when_one_scale_fails_the_other_stops(tmp_path: Path) -> None:
     paths = write(tmp_path / "good", [(200, 260)] * 4)
     settings = replace(QUICK, scales=(1, 2), steps=10_000, learning_rate=1e30, optimiser="adam")
     threads = torch.get_num_threads()
-    with pytest.raises(DataError, match="expected a finite one"):
+    with pytest.raises(DataError, match="expected finite ones"):
         train(paths, settings=settings)
     assert torch.get_num_threads() == threads
 
@@ -166,7 +169,7 @@ def test_penalty_on_pictures_of_nothing(tmp_path: Path) -> None:
 
 def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
     paths = write(tmp_path / "good", [(80, 80)] * 2)
-    with pytest.raises(DataError, match=r"found at step [2-9] of 20, expected a finite one: lower"):
+    with pytest.raises(DataError, match=r"found at step [2-9] of 20, expected finite ones: lower"):
         train(paths, settings=replace(QUICK, steps=20, learning_rate=1e12))
 
 
@@ -244,6 +247,62 @@ def test_quantiles_over_all_tiles(tmp_path: Path) -> None:
     # Two tiles each; the lower one begins 44 px down and repeats the rows between.
     parts = [np.concatenate([whole[:64, :32], whole[11:, :32]]) for whole in wholes]
     assert (low, high) == pytest.approx(tuple(np.quantile(np.stack(parts), [0.9, 0.995])), rel=0.02)
+
+
+def test_quantiles_are_those_of_the_object(tmp_path: Path) -> None:
+    """A part on plain ground that fills one tile of four."""
+    frames = [np.full((256, 256), 20, np.uint8) for _ in range(2)]
+    for k, frame in enumerate(frames):
+        frame[128:, 128:] = np.maximum(textured_frame(128, 128, 1, seed=k)[..., 0], 60)
+        cv2.imwrite(str(tmp_path / f"{k}.png"), frame)
+    paths = sorted(tmp_path.iterdir())
+    model = untrained_model()
+    chosen = replace(QUICK, tile=128, mask="otsu_set")
+    find = object_finder(chosen.mask, chosen.mask_threshold, paths)
+
+    def silent(what: str, done: int, total: int) -> None:
+        pass
+
+    found = map_quantiles(model, paths, None, chosen, silent, find_object=find)
+    wholes = [reference_map(model, pad_frame(read_image(p, 1), FRAME_MARGIN_PX)) for p in paths]
+    values = np.stack([whole[32:, 32:] for whole in wholes])
+    assert found == pytest.approx(tuple(np.quantile(values, [0.9, 0.995])), rel=0.02)
+    assert map_quantiles(model, paths, None, chosen, silent) != pytest.approx(found, rel=0.1)
+    with pytest.raises(DataError, match="look at the mask"):
+        map_quantiles(model, paths, None, chosen, silent, find_object=FindObject(255.0))
+
+
+@pytest.mark.parametrize("size", [(90, 120), (200, 220)])
+def test_a_held_out_image_of_another_size_is_named_before_anything_is_learnt(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    paths = write(tmp_path / "good", [(128, 160)] * 8)
+    _, held_out = split(paths, QUICK)
+    cv2.imwrite(str(held_out[0]), textured_frame(*size, 1))
+    chosen_by = ValidationImages(good=paths[:1], bad=paths[1:2])
+    seen = list[str]()
+    with pytest.raises(DataError, match=rf"{held_out[0].name}: {size[1]}x{size[0]} found"):
+        train(
+            paths,
+            settings=QUICK,
+            inspected=np.ones((128, 160), np.bool_),
+            validation=chosen_by,
+            progress=lambda what, done, total: seen.append(what),
+        )
+    assert not any("train" in what for what in seen)
+
+
+@pytest.mark.parametrize("begin", ["teacher", "random"])
+def test_the_papers_student_begins_far_from_its_teacher(tmp_path: Path, begin: str) -> None:
+    paths = write(tmp_path / "good", [(128, 160)] * 5)
+    config = load_training(Path(__file__).parents[2] / "configs" / "visa_chewinggum.yaml")
+    papers = settings_of(config.settings)
+    assert (papers.begin, papers.max_gradient, papers.spoiled) == ("random", 0, 0)
+    chosen = replace(papers, epochs=0, steps=1, crop_px=64, mask="none", begin=begin)
+    trained = train(paths, settings=chosen)
+    # Features are normalised: two that have nothing in common differ by about 1 and more.
+    assert (trained.q_a > 0.5) == (begin == "random")
+    assert trained.provenance["validated_on"] == "drawn defects on held-out good images"
 
 
 def test_hard_loss_is_the_mean_of_the_largest() -> None:

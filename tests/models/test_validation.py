@@ -91,12 +91,10 @@ def test_pdn_small_on_12_megapixels_stays_under_4_gb(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from models import training\n"
         "from models.settings import TrainingSettings\n"
         "from models.training import train\n"
         "from models.untrained import untrained_model\n"
         "from models.teacher import Teacher\n"
-        "training.MAX_STATISTICS_TILES = training.MAX_QUANTILE_TILES = 4\n"
         "pair = untrained_model('pdn_small', 1).pair(1)\n"
         "teacher = Teacher(pair.teacher, pair.input_mean, pair.input_std, 'random', 'none')\n"
         "paths = sorted(Path(sys.argv[1]).iterdir())\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,70 @@ def test_faults_in_options_are_named(
     assert words in capsys.readouterr().err
 
 
+def test_a_folder_has_no_frames_to_skip(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", str(good), "--out", str(tmp_path), *QUICK, "--every", "3"]) != 0
+    assert "expected a recording" in capsys.readouterr().err
+
+
+def test_a_teacher_that_contradicts_the_variant_is_refused(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[2] / "models" / "weights" / "teacher_pdn_tiny.safetensors"
+    command = ["train", str(good), "--out", str(tmp_path), *QUICK, "--teacher", str(path)]
+    assert run([*command, "--variant", "pdn_small"]) != 0
+    assert "leave out one of them" in capsys.readouterr().err
+    assert run(command) == 0
+
+
+def test_a_folder_of_strangers_is_looked_at(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strangers = tmp_path / "strangers"
+    strangers.mkdir()
+    cv2.imwrite(str(strangers / "0.png"), np.full((40, 300, 3), 250, np.uint8))
+    losses = []
+    for options in ([], ["--penalty", str(strangers)], ["--set", "penalty=1"]):
+        assert run(["train", str(good), "--out", str(tmp_path), *QUICK, *options, "--json"]) == 0
+        bundle = Bundle.load(Path(json.loads(capsys.readouterr().out)["bundle"]))
+        losses.append(bundle.provenance["last_loss"])
+        assert bundle.provenance["settings"]["penalty"] == bool(options)
+    assert len(set(losses)) == 3
+
+
+def test_what_is_too_small_at_half_the_size_is_left_out_by_name(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(good, folder)
+    for k in range(6, 12):
+        cv2.imwrite(str(folder / f"{k}.png"), textured_frame(96, 128, 1, seed=k))
+    cv2.imwrite(str(folder / "low.png"), textured_frame(60, 128, 1))
+    command = ["train", str(folder), "--out", str(tmp_path), *QUICK, "--json"]
+    for options in (["--scales", "2"], ["--set", "wide_view=true", "--set", "wide_scales=[2]"]):
+        assert run([*command, *options, "--set", "wide_steps=2"]) == 0
+        (sentence,) = json.loads(capsys.readouterr().out)["left_out"]
+        assert "low.png: 128x60 found, expected at least 65x65" in sentence
+    assert run(command) == 0
+    assert json.loads(capsys.readouterr().out)["left_out"] == []
+    assert not list(tmp_path.glob(".tiles-*"))
+
+
+def test_one_image_with_colour_among_many_counts_and_is_told(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(good, folder)
+    for k in range(6, 10):
+        cv2.imwrite(str(folder / f"{k}.png"), textured_frame(96, 128, 1, seed=k))
+    cv2.imwrite(str(folder / "z.png"), textured_frame(96, 128, 3))
+    assert run(["train", str(folder), "--out", str(tmp_path), *QUICK]) == 0
+    told = capsys.readouterr().out
+    assert "1 of 11 images have colour, the others none" in told
+    assert Bundle.load(Path(told.splitlines()[-1].removeprefix("bundle: "))).in_channels == 3
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_too_few_images_are_an_error(
     tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
@@ -158,6 +223,7 @@ def test_the_chewing_gum_experiment_is_the_papers() -> None:
     assert (config.variant, config.color) == ("pdn_small", True)
     assert (settings.tile, settings.epochs, settings.batch) == (256, 20, 4)
     assert (settings.spoiled, settings.hard_quantile, settings.optimiser) == (0, 0.999, "adam")
+    assert (settings.begin, settings.max_gradient) == ("random", 0)
     assert settings.scales == (1,)
 
 

@@ -18,6 +18,7 @@ from pipeline.errors import DataError
 from tools.accuracy import PLANS, run_seed, toy_auroc
 from tools.accuracy_figures import Looked, figures, print_table
 from tools.bench import main
+from tools.bench_accuracy import goals_of
 from tools.image_sets import TILE_TYPES, load_set
 
 COUNTS = {"train": 6, "val": 12, "test": 5}
@@ -132,19 +133,64 @@ def test_both_sets_from_nothing(
         assert 0 <= table["image_auroc"][1] <= table["image_auroc"][0] <= table["image_auroc"][2]
         assert all(math.isfinite(value) for value in table["pixel_auroc"])
         assert len(table["runs"]) == 1
-        assert (out / f"{name}-0.json").is_file()
-    # A seed more costs one training; a file that is none is made again.
-    times = {path: path.stat().st_mtime_ns for path in out.glob("*-0.json")}
-    (out / "magnetic_tile-1.json").write_text("{}")
+        assert len(list(out.glob(f"{name}-0-*.json"))) == 1
+    # A seed more costs one training, and another training is no reason to forget the first.
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*-0-*.json")}
     more = ["--sets", "magnetic_tile", "--seeds", "0,1"]
     assert main(["accuracy", *options, *more, "--json"]) == 0
     again = json.loads(capsys.readouterr().out)["sets"]["magnetic_tile"]["runs"]
     assert len(again) == 2
     assert again[0] == found["sets"]["magnetic_tile"]["runs"][0]
+    other = ["--sets", "magnetic_tile", "--random-teacher"]
+    assert main(["accuracy", *options, *other, "--json"]) == 0
+    baseline = json.loads(capsys.readouterr().out)["sets"]["magnetic_tile"]["runs"]
+    assert baseline[0]["bundle"] != again[0]["bundle"]
+    # A file that is none is made again.
+    (damaged,) = (path for path in out.glob("magnetic_tile-1-*.json"))
+    damaged.write_text("{}")
+    assert main(["accuracy", *options, *more, "--json"]) == 0
+    assert len(json.loads(damaged.read_text())["looked"]["good"]) == COUNTS["test"]
+    capsys.readouterr()
     assert list(out.glob("states-*")) == []
     assert {path: path.stat().st_mtime_ns for path in times} == times
     print_table(found)
     assert "image AUROC" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data", "/nowhere"], "not there"),
+        (["--sets", "visa"], "--sets visa found, expected some of deeppcb, magnetic_tile"),
+        (["--seeds", "one"], "--seeds one found"),
+    ],
+)
+def test_what_is_not_there_is_one_line(
+    tmp_path: Path, options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["accuracy", "--out", str(tmp_path), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize("crack", [0.95, 0.949])
+def test_a_goal_that_is_missed_is_told(crack: float) -> None:
+    good = [0.0] * 1000
+    peaks: list[list[tuple[str, float]]] = [[(kind, 1.0)] for kind in ("blowhole", "break")]
+    tiles = figures([looked(good, peaks, 2)])
+    tiles["kinds"]["crack"] = {"image_auroc": [crack, 0.0, 1.0]}
+    boards = figures([looked(good, [[("open", 1.0)]] * 3, 3)])
+    goals = goals_of({"magnetic_tile": tiles, "deeppcb": boards})
+    met = {goal.name: goal.met for goal in goals}
+    assert met == {
+        "magnetic_tile: image_auroc": True,
+        "magnetic_tile: blowhole AUROC": True,
+        "magnetic_tile: break AUROC": True,
+        "magnetic_tile: crack AUROC": crack == 0.95,
+        "deeppcb: image_auroc": True,
+        "deeppcb: recall_at_1": True,
+        "deeppcb: box_f": True,
+    }
 
 
 class Killed(Exception):
