@@ -271,7 +271,7 @@ def _training(bundle: Bundle) -> dict[str, Any]:
     ]
     return {
         "facts": [(name, value) for name, value in facts if value not in (None, "")],
-        "charts": _curves(about.get("curves", {})),
+        "charts": _curves(about.get("curves", {})) + _others(about.get("other_losses", {})),
     }
 
 
@@ -308,6 +308,20 @@ def _curves(curves: dict[str, Any]) -> list[dict[str, Any]]:
             charts.append(
                 {"svg": Markup(svg), "caption": "AUROC of the validations; the dot was kept."}
             )
+    return charts
+
+
+def _others(losses: dict[str, Any]) -> list[dict[str, Any]]:
+    """losses: of each network beside the students; no two of them are measured alike."""
+    charts = []
+    for name, curve in losses.items():
+        steps = np.linspace(0, curve["steps"], len(curve["loss"]) + 1)[1:].tolist()
+        line = Line(list(zip(steps, curve["loss"], strict=True)), "third", name)
+        values = [max(value, 1e-6) for value in curve["loss"]]
+        x = Axis(0.0, float(curve["steps"]), "step")
+        y = Axis(min(values) / 1.1, max(values) * 1.1, "loss", logarithmic=True)
+        svg = Markup(lines([line], x, y, title=f"Loss: {name}"))
+        charts.append({"svg": svg, "caption": f"Loss of a step: {name}."})
     return charts
 
 

@@ -22,21 +22,18 @@ Line = tuple[list[float], list[float], tuple[int, int, int], str]
 """x, y, colour and name."""
 
 
-def curves(fits: Mapping[int, Fit]) -> Picture:
+def curves(fits: Mapping[int, Fit], others: Mapping[str, Sequence[float]] = {}) -> Picture:
     """Loss (logarithmic) over the steps, and below it the validations' AUROC; RGB (H, W, 3).
 
-    A dot marks the state that was kept. Losses are means of up to 200 stretches.
+    A dot marks the state that was kept. Losses are means of up to 200 stretches. others: losses of
+    the networks beside the students, each in a panel of its own.
     """
     losses: list[Line] = []
     aurocs: list[Line] = []
     kept: list[tuple[float, float]] = []
     for number, (scale, fit) in enumerate(fits.items()):
         colour, name = COLOURS[number % len(COLOURS)], f"scale {scale}"
-        parts = np.array_split(np.array(fit.losses), min(STRETCHES, max(1, len(fit.losses))))
-        ends = np.cumsum([len(part) for part in parts])
-        losses.append(
-            (ends.tolist(), [math.log10(max(part.mean(), 1e-6)) for part in parts], colour, name)
-        )
+        losses.append(_of_losses(fit.losses, colour, name))
         if fit.curve:
             steps = [float(point.step) for point in fit.curve]
             aurocs.append((steps, [point.auroc for point in fit.curve], colour, name))
@@ -45,7 +42,16 @@ def curves(fits: Mapping[int, Fit]) -> Picture:
     panels = [_panel(losses, "loss of a step", [], logarithmic=True)]
     if aurocs:
         panels.append(_panel(aurocs, "AUROC of the validations; the dot was kept", kept))
+    for name, each in others.items():
+        line = _of_losses(each, COLOURS[0], "")
+        panels.append(_panel([line], f"loss of a step: {name}", [], logarithmic=True))
     return np.asarray(np.vstack(panels), np.uint8)
+
+
+def _of_losses(losses: Sequence[float], colour: tuple[int, int, int], name: str) -> Line:
+    parts = np.array_split(np.array(losses), min(STRETCHES, max(1, len(losses))))
+    ends = np.cumsum([len(part) for part in parts]).astype(float)
+    return ends.tolist(), [math.log10(max(part.mean(), 1e-6)) for part in parts], colour, name
 
 
 def _panel(

@@ -87,8 +87,8 @@ def _readable(path: Path, levels: tuple[int, int] | None, least_px: int) -> NDAr
         return image
     if image.dtype != np.uint16 or levels is None:
         raise DataError(
-            f"{path}: {image.dtype} pixels found, expected 8 bit, or 16 bit together with the "
-            "black and white points of the camera (--levels 0,4095 for 12 bit)"
+            f"{path}: {image.dtype} pixels found, expected 8 bit, or to train on 16 bit together "
+            "with the camera's black and white points (--levels 0,4095 for 12 bit)"
         )
     return image
 

@@ -20,10 +20,9 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +46,7 @@ from models.settings import TrainingSettings, check_settings
 from models.student import begin_student
 from models.teacher import Teacher, load_builtin_teacher
 from models.tiles import TileSet, build_tiles
+from models.trained import TrainedDetector, curve_of, other_losses, stretches
 from models.validation import (
     MOST_IMAGES,
     Validate,
@@ -56,45 +56,10 @@ from models.validation import (
     on_drawn_defects,
     on_images,
 )
-from models.wide import WideView
 from models.wide_fit import WideFit, train_wide
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedDetector:
-    """A detector and all that its bundle tells of how it came about."""
-
-    model: Detector
-    q_a: float
-    """Raw map value at the lower quantile of held-out good images."""
-    q_b: float
-    provenance: dict[str, Any]
-    held_out: list[Path]
-    """Images that trained nothing: good ones to take reference crops from."""
-    fits: dict[int, Fit] = field(default_factory=dict)
-    """By scale: losses and validations, for curves."""
-    precedents: Precedents | None = None
-    wide_fits: list[WideFit] = field(default_factory=list)
-    states: list[Path] = field(default_factory=list)
-    """Files to go on from, of no more use once the detector is saved."""
-
-    @property
-    def losses(self) -> list[float]:
-        """Of every step, scale after scale."""
-        return [loss for fit in self.fits.values() for loss in fit.losses]
-
-    @property
-    def wide(self) -> tuple[WideView, ...]:
-        return tuple(fit.view for fit in self.wide_fits)
-
-    @property
-    def resumed(self) -> bool:
-        """Whether a part of it went on from what a killed training had left."""
-        steps = [fit.resumed_at for fit in self.fits.values()]
-        return any([*steps, *(fit.resumed_at for fit in self.wide_fits)])
 
 
 def train(
@@ -266,7 +231,11 @@ def train(
         "wide_loss": [round(float(np.mean(fit.losses[-100:])), 6) for fit in wide_fits],
         "wide_level": [round(fit.view.level, 3) for fit in wide_fits],
         "map_channels": rotations,
-        "curves": {str(scale): _curve(fit) for scale, fit in fits.items()},
+        "curves": {str(scale): curve_of(fit) for scale, fit in fits.items()},
+        "other_losses": {
+            name: {"steps": len(each), "loss": stretches(each)}
+            for name, each in other_losses(wide_fits, global_losses).items()
+        },
     }
     precedents = None
     if settings.precedents:
@@ -283,6 +252,7 @@ def train(
         fits,
         precedents=precedents,
         wide_fits=wide_fits,
+        global_losses=global_losses,
         states=states,
     )
 
@@ -376,18 +346,6 @@ def _validated_on(validation: ValidationImages | None, validate: Validate | None
         return "drawn defects on held-out good images"
     good, bad = (min(len(paths), MOST_IMAGES) for paths in (validation.good, validation.bad))
     return f"{good} good and {bad} defective images"
-
-
-def _curve(fit: Fit) -> dict[str, Any]:
-    """For the report: mean losses of a hundred stretches, and the validations."""
-    stretches = np.array_split(np.array(fit.losses), min(100, max(1, len(fit.losses))))
-    return {
-        "steps": len(fit.losses),
-        "loss": [round(float(stretch.mean()), 5) for stretch in stretches],
-        "auroc": [[point.step, round(point.auroc, 5)] for point in fit.curve],
-        "kept_step": fit.kept_step,
-        "learning_rates": fit.rates,
-    }
 
 
 def split(images: Sequence[Path], settings: TrainingSettings) -> tuple[list[Path], list[Path]]:

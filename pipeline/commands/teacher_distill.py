@@ -51,11 +51,11 @@ def command(
         raise ConfigError(f"--variant {variant!r} found, expected one of {', '.join(VARIANTS)}")
     out = out or Path(f"teacher_{variant}.safetensors")
     settings = DistillSettings(steps=steps, batch=batch, seed=seed)
-    photos = check_images(list_images(images), convert_into=out.parent).paths
+    photos = check_images(list_images(images), convert_into=out.parent)
     with progress_bar(f"Distilling {variant}", steps, quiet=as_json) as update:
         path = distil_file(
             backbone,
-            photos,
+            photos.paths,
             variant,
             out,
             settings,
@@ -66,6 +66,9 @@ def command(
         )
     note = path.with_suffix(".json")
     if as_json:
-        print(json.dumps({"teacher": str(path), **json.loads(note.read_text())}, indent=2))
+        found = {"teacher": str(path), "left_out": photos.left_out}
+        print(json.dumps(found | json.loads(note.read_text()), indent=2))
     else:
+        for sentence in photos.left_out:
+            print(f"left out: {sentence}")
         print(f"teacher: {path}, with {note}")

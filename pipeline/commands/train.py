@@ -25,7 +25,8 @@ from models.references import save_detector
 from models.settings import TrainingSettings
 from models.teacher import Teacher, load_teacher
 from models.tiles import least_side
-from models.training import TrainedDetector, split, train
+from models.trained import TrainedDetector
+from models.training import split, train
 from models.validation import ValidationImages
 from models.variants import RECEPTIVE_FIELD_PX, VARIANTS
 from pipeline.commands.processes import join_processes, one_after_the_other
@@ -189,7 +190,7 @@ def command(
         learnt, _ = split(images.paths, settings)
         _write(tiles, montage(learnt, settings, inspected_of(config, images.paths)))
         drawn = bundle.with_name(f"{bundle.name}-curves.png")
-        _write(drawn, curves(detector.fits))
+        _write(drawn, curves(detector.fits, detector.other_losses))
         for state in detector.states:
             state.unlink(missing_ok=True)
     if cache is None:

@@ -47,6 +47,10 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     bundle = dataclasses.replace(
         bundle, provenance={"images": 400, "teacher": "ours-1", "curves": curves_about}
     )
+    bundle.provenance["other_losses"] = {
+        "wide view, scale 2": {"steps": 20, "loss": [1.0, 0.4]},
+        "global branch": {"steps": 10, "loss": [0.0]},
+    }
     return Evaluation(
         bundle=bundle,
         engine_id="openvino/bf16/cpu",
@@ -96,6 +100,8 @@ def test_the_page_says_what_was_found(evaluation: Evaluation) -> None:
     assert "1 of 20 defective parts stayed under the threshold: at most 21.00% escapes" in page
     assert "left out: 3 image(s)" in page
     assert "Good images learnt from" in page
+    for name in ("wide view, scale 2", "global branch"):
+        assert f"Loss of a step: {name}." in page
     for name in ("crack", "dent"):
         assert f"<th>{name}</th>" in page
 

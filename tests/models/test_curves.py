@@ -24,5 +24,14 @@ def test_curves_of_one_and_two_scales(steps: int, validations: int) -> None:
         assert (both == colour).all(axis=2).any()
 
 
+def test_networks_beside_the_students_have_panels_of_their_own() -> None:
+    others = {"wide view, scale 1": [3.0, 2.0, 1.0], "global branch": [0.5]}
+    whole = curves({1: fit(100, 2)}, others)
+    assert whole.shape == (4 * PANEL, WIDTH, 3)
+    for panel in (2, 3):
+        drawn = whole[panel * PANEL : (panel + 1) * PANEL]
+        assert (drawn == COLOURS[0]).all(axis=2).any() == (panel == 2)  # one step is a point
+
+
 def test_a_loss_of_nothing_is_drawn() -> None:
     assert curves({1: Fit([0.0, 0.0, 0.0], [], 3)}).shape == (PANEL, WIDTH, 3)

@@ -94,6 +94,7 @@ def test_the_command_writes_a_teacher(
     assert run(["teacher", "distill", str(path), *options, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["teacher"] == str(out)
+    assert told["left_out"] == []
     teacher = load_teacher(out, 1)
     assert teacher.licence == "MIT"
     assert teacher.about["distilled_from"] == path.name

@@ -22,7 +22,8 @@ from models.runtimes import open_runtime
 from models.runtimes.with_whole import WithWhole
 from models.settings import TrainingSettings, check_settings
 from models.tiles import pad_frame
-from models.training import TrainedDetector, train
+from models.trained import TrainedDetector
+from models.training import train
 from models.untrained import textured_frame, untrained_bundle, untrained_model
 from models.variants import FRAME_MARGIN_PX, map_hw
 from models.whole import SIDE_PX, autoencoder_steps, cell_weights, shrink, spread

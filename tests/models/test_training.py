@@ -21,7 +21,8 @@ from models.references import reference_map
 from models.settings import TrainingSettings, check_settings
 from models.teacher import Teacher
 from models.tiles import build_tiles, pad_frame
-from models.training import TrainedDetector, split, train
+from models.trained import TrainedDetector
+from models.training import split, train
 from models.untrained import textured_frame, untrained_model
 from models.validation import ValidationImages
 from models.variants import FRAME_MARGIN_PX

@@ -25,7 +25,8 @@ from models.runtimes.with_wide import WithWide
 from models.settings import TrainingSettings
 from models.shrink import shrunk
 from models.tiles import build_tiles, pad_frame
-from models.training import TrainedDetector, train
+from models.trained import TrainedDetector
+from models.training import train
 from models.variants import FRAME_MARGIN_PX, map_hw
 from models.wide import (
     BLOCK_PX,
@@ -371,6 +372,8 @@ def test_a_bundle_brings_it_to_the_engine(
     assert len(levels) == len(trained.provenance["settings"]["wide_scales"])
     assert len(trained.provenance["wide_loss"]) == len(levels)
     assert min(trained.provenance["wide_loss"]) > 0
+    names = [f"wide view, scale {fit.view.scale}" for fit in trained.wide_fits]
+    assert list(trained.provenance["other_losses"]) == names
     assert trained.provenance["wide_level"] == pytest.approx(levels, abs=1e-3)
     assert 0 not in levels
     engines = []
