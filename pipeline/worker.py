@@ -3,7 +3,8 @@
 1. Keep to the configured cores. Open the runtime (parity gate included), or the next one that the
    configuration allows; warm it up on every camera's shape, and leave the engine's name and
    thresholds for decision. What takes minutes is said on the board, and may take them.
-2. Oldest frames first, whichever camera's: take up to `max_batch` slots, write their maps, answer.
+2. Oldest frames first, whichever camera's: take up to `max_batch` slots (one, where the engine
+   gains nothing from more), write their maps, answer.
    With `max_wait_ms` the first may wait a little for others (`pipeline.batching`).
 
 A frame whose verdict is out already (its deadline passed) is answered without a look. A frame that
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.runtimes import engine_of, open_runtime
+from models.runtimes import engine_of, frames_together, open_runtime
 from models.runtimes.base import Runtime
 from models.runtimes.null import CALIBRATION as UNCALIBRATED
 from pipeline.batching import hold
@@ -89,6 +90,8 @@ def work(stage: Stage) -> None:
     outbox = stage.call("decision")
     pin(config.cores)
     runtime = _open(stage, config, shapes, rings)
+    at_once = frames_together(runtime.engine_id, config.max_batch)
+    config = config.model_copy(update={"max_batch": at_once})
     batch_ms = warm_up(runtime, shapes)
     ready = f"engine {runtime.engine_id}, {batch_ms:.1f} ms for the slowest frame"
     stage.log.info(ready)

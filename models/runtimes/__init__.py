@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ __all__ = [
     "cpu_bf16_is_fast",
     "cpu_has_bf16",
     "engine_of",
+    "frames_together",
     "open_runtime",
 ]
 
@@ -57,6 +59,9 @@ class Row:
     """Whether it needs an NVIDIA GPU."""
     extra: str = "station"
     """Of linewatch's own package, that brings `packages`."""
+    batches: bool = True
+    """Whether frames that go in together take less time than one after the other. A CPU is at its
+    peak with one: together, each would only be as late as the last."""
 
 
 RUNTIMES: dict[str, Row] = {
@@ -69,9 +74,12 @@ RUNTIMES: dict[str, Row] = {
     ),
     "cuda": Row("models.runtimes.cuda_:open_engine", ("torch",), ("fp16", "bf16", "f32"), gpu=True),
     "openvino": Row(
-        "models.runtimes.openvino_:open_engine", ("openvino",), ("int8", "bf16", "f32")
+        "models.runtimes.openvino_:open_engine",
+        ("openvino",),
+        ("int8", "bf16", "f32"),
+        batches=False,
     ),
-    "torch": Row("models.runtimes.torch_:open_engine", ("torch",), ("f32",)),
+    "torch": Row("models.runtimes.torch_:open_engine", ("torch",), ("f32",), batches=False),
     "null": Row("models.runtimes.null:open_engine", ("numpy",), ("none",)),
 }
 """Fastest first; `auto` never takes `null`."""
@@ -153,11 +161,21 @@ def open_runtime(
         try:
             return _open(bundle, candidate.runtime, options, calibrating=calibrating)
         except (ParityError, RuntimeUnavailable) as error:
+            _let_go(error)
             refusals.append((candidate.engine, error))
     (_, first), *others = refusals
     if not others:
         raise first
     raise type(first)(f"{first}; {_reasons(others)}") from first
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Of a refused engine's buffers, which the frames of a traceback hold: the next one may need
+    that memory."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+    gc.collect()
 
 
 def _reasons(refusals: Sequence[tuple[str, Exception]]) -> str:
@@ -206,7 +224,7 @@ def _opened(
             from models.runtimes.with_whole import WithWhole
 
             # The branch sees a crop as a whole frame only; beside others it is another picture.
-            local, engine = engine, WithWhole(engine, whole, options.threads)
+            local, engine = engine, WithWhole(engine, whole, options.threads, gpu=gpu)
             check_parity(engine, bundle)
             crops = engine.local(bundle.references())
             check_parity(local, bundle, options.shapes, crops, batches)
@@ -229,6 +247,12 @@ def _opened(
 def engine_of(engine_id: str) -> str:
     """`openvino/bf16/cpu` -> `openvino/bf16`: what thresholds belong to."""
     return "/".join(engine_id.split("/")[:2])
+
+
+def frames_together(engine_id: str, limit: int) -> int:
+    """Of an open engine: how many frames to give it in one call, at most `limit`."""
+    row = RUNTIMES.get(engine_id.partition("/")[0])
+    return limit if row is None or row.batches else 1
 
 
 def choose(

@@ -1,14 +1,20 @@
 """NVIDIA GPUs without TensorRT: the fused graph in 16 bits, captured as a CUDA graph per shape.
 
 1. The ring is page-locked (`cudaHostRegister`), so that a frame's upload is one copy by the GPU's
-   own engine, straight out of the slot, beside what it computes.
+   own engine, straight out of the slot, beside what it computes. Parts of a frame that are no
+   contiguous block go through page-locked memory of the lane.
 2. A lane: upload on the copy stream, replay on the compute stream, the map back on the copy-back
    stream; each waits for the other by events, and the host for the last one only.
 3. Only maps come back.
 
 What keeps two lanes apart: each has an input, an output and a host buffer of its own; all
 arithmetic runs on one stream, in order; and a lane begins again only after the host has waited for
-its last event, after which nothing on the GPU touches its buffers.
+its last event, after which nothing on the GPU touches its buffers. What is in between, the captured
+graphs of all lanes have in one pool of memory: only one of them runs at a time.
+
+cuDNN takes the algorithms that it holds for the best, and only such as give one result: chosen by
+a stopwatch, as `cudnn.benchmark` does, they would be others at the next start, and a replay would
+not be what the line was.
 
 `models.runtimes.tensorrt_` is the same with compiled engines in the place of captured graphs.
 """
@@ -34,10 +40,12 @@ from models.runtimes.module import DTYPES, FusedModule
 STRIP_BYTES = 4 << 30
 """Bound of the largest intermediate tensor, counted in float32: 2^30 elements, half of what one
 convolution may have."""
+SHARE_OF_MEMORY = 1 / 8
+"""Of the GPU's that this tensor may take, at most: two or three of them live at once."""
 ALREADY_REGISTERED = 712
 """cudaErrorHostMemoryAlreadyRegistered"""
 WARM_UPS = 3
-"""Runs before a capture, in which cuDNN chooses its algorithms."""
+"""Runs before a capture, in which kernels are loaded and cuDNN makes its plans."""
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """uint8 [N, rows, columns, C] -> float32 [N, h, w], both on the GPU."""
@@ -53,6 +61,8 @@ class CudaStreams:
             torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             for _ in range(3)
         )
+        self.pool = torch.cuda.graph_pool_handle()
+        """For what captured graphs have between their inputs and outputs."""
 
 
 class CudaLane:
@@ -80,7 +90,7 @@ class CudaLane:
         )
         self._forward = forward
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._uploading: list[torch.Tensor] = []
+        self._staged: torch.Tensor | None = None
         # Zeros and weights were written on torch's usual stream, which no event here waits for.
         torch.cuda.synchronize(device)
         with torch.inference_mode(), torch.cuda.stream(streams.compute):
@@ -88,12 +98,15 @@ class CudaLane:
                 self._output = forward(self._input)
         torch.cuda.synchronize(device)
         if capture:
+            # Not of the pool, of which other lanes' graphs may write over all.
+            output = torch.empty(self._output.shape, dtype=self._output.dtype, device=device)
             self._graph = torch.cuda.CUDAGraph()
             with (
                 torch.inference_mode(),
-                torch.cuda.graph(self._graph, stream=streams.compute),
+                torch.cuda.graph(self._graph, pool=streams.pool, stream=streams.compute),
             ):
-                self._output = forward(self._input)
+                output.copy_(forward(self._input))
+            self._output = output
         self._host = torch.empty(self._output.shape, dtype=torch.float32, pin_memory=True)
 
     def start(self, frames: Frames) -> None:
@@ -102,18 +115,15 @@ class CudaLane:
         except BaseException:
             # `finish` waits for the last event, which was not reached: here, for what was begun.
             torch.cuda.synchronize(self._input.device)
-            self._uploading.clear()
             raise
 
     def _start(self, frames: Frames) -> None:
         with torch.cuda.stream(self._streams.up):
-            for frame, room in zip(frames, self._input, strict=True):
+            for number, frame in enumerate(frames):
                 # torch takes no read-only memory, and would copy strided rows one by one.
                 whole = frame.flags.writeable and frame.flags.c_contiguous
-                pixels = torch.from_numpy(frame if whole else np.array(frame, order="C"))
-                # A copy of our own must outlive its upload: CUDA may read it later than it says.
-                self._uploading.append(pixels)
-                room.copy_(pixels, non_blocking=True)
+                pixels = torch.from_numpy(frame) if whole else self._stage(number, frame)
+                self._input[number].copy_(pixels, non_blocking=True)
             self._uploaded.record()
         self._streams.compute.wait_event(self._uploaded)
         with torch.inference_mode(), torch.cuda.stream(self._streams.compute):
@@ -127,9 +137,16 @@ class CudaLane:
             self._host.copy_(self._output, non_blocking=True)
             self._done.record()
 
+    def _stage(self, number: int, frame: NDArray[np.uint8]) -> torch.Tensor:
+        """A copy that stays as it is until the lane begins again."""
+        if self._staged is None:
+            self._staged = torch.empty(self._input.shape, dtype=torch.uint8, pin_memory=True)
+        pixels = self._staged[number]
+        np.copyto(pixels.numpy(), frame)
+        return pixels
+
     def finish(self) -> NDArray[np.float32]:
         self._done.synchronize()
-        self._uploading.clear()
         found: NDArray[np.float32] = self._host.numpy()
         return found
 
@@ -138,6 +155,7 @@ class CudaRuntime(LaneRuntime):
     """See `models.runtimes.base.Runtime`.
 
     name: of the engine. forward_of: what computes a shape; None: the captured module itself.
+    strip_bytes: at most; a GPU with little memory gets smaller ones.
     Raises `RuntimeUnavailable` where torch finds no GPU.
     """
 
@@ -151,7 +169,8 @@ class CudaRuntime(LaneRuntime):
         strip_bytes: int = STRIP_BYTES,
     ) -> None:
         device = gpu()
-        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
         # torch's default rounds float32 convolutions to 10 bits (TF32): f32 would not be f32.
         torch.backends.cudnn.allow_tf32 = False
         module = FusedModule(graph, DTYPES[options.precision]).eval().to(device)
@@ -166,7 +185,7 @@ class CudaRuntime(LaneRuntime):
             graph,
             open_lane,
             shapes=options.shapes,
-            strip_bytes=strip_bytes,
+            strip_bytes=min(strip_bytes, _affordable(device)),
             max_batch=options.max_batch,
         )
         # Last, since what cannot be opened is never closed.
@@ -189,6 +208,10 @@ def gpu() -> torch.device:
             "whether torch is a CUDA build; without a GPU use runtime openvino"
         )
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _affordable(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).total_memory * SHARE_OF_MEMORY)
 
 
 def gpu_name(device: torch.device) -> str:

@@ -80,9 +80,13 @@ class LaneRuntime:
         for height, width, channels in shapes:
             first = graph.pieces(map_hw(height, width), strip_bytes)[0]
             both = 2 * FRAME_MARGIN_PX
-            shape = (1, *first.padded_hw((height + both, width + both)), channels)
-            self._pair(shape)
-            self._pinned.add(shape)
+            rows, columns = first.padded_hw((height + both, width + both))
+            count = 1
+            while count <= self._most(rows, columns):  # none is to be made while parts pass
+                shape = (count, rows, columns, channels)
+                self._pinned.add(shape)
+                self._pair(shape)
+                count *= 2
 
     def infer(self, padded: Frames, out: Maps) -> list[float]:
         """See `Runtime.infer`. Raises `DataError` for shapes that do not fit."""
@@ -127,12 +131,15 @@ class LaneRuntime:
 
     def _in_powers(self, pieces: list[_Piece]) -> Iterator[list[_Piece]]:
         while pieces:
-            rows, columns = pieces[0].rows.shape[:2]
-            room = self._strip_bytes // self._graph.largest_tensor_bytes(rows, columns)
-            most = max(1, min(self._max_batch, len(pieces), room))
+            most = min(len(pieces), self._most(*pieces[0].rows.shape[:2]))
             count = 1 << (most.bit_length() - 1)
             yield pieces[:count]
             pieces = pieces[count:]
+
+    def _most(self, rows: int, columns: int) -> int:
+        """Pieces of so many padded pixels that go through a lane together."""
+        room = self._strip_bytes // self._graph.largest_tensor_bytes(rows, columns)
+        return max(1, min(self._max_batch, room))
 
     def _pair(self, shape: Shape) -> _Pair:
         pair = self._pairs.get(shape)

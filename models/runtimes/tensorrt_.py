@@ -30,7 +30,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -43,7 +42,6 @@ from models.runtimes.cuda_ import STRIP_BYTES, CudaRuntime, Forward, gpu, gpu_na
 from models.runtimes.enginecache import EngineCache, EngineKey, Machine, constants_sha256
 from models.runtimes.lanes import Shape
 from models.runtimes.module import FusedModule
-from models.variants import FRAME_MARGIN_PX, map_hw
 
 INSTALL = "pip install 'linewatch[station,tensorrt]'"
 OPTIMIZATION_LEVEL = 4
@@ -84,23 +82,6 @@ class TensorRtRuntime(CudaRuntime):
         super().__init__(
             graph, options, name="tensorrt", forward_of=engines.forward, strip_bytes=strip_bytes
         )
-        try:
-            for shape in options.shapes:
-                self._compile_batches(*shape, options.max_batch)
-        except BaseException:
-            self.close()
-            raise
-
-    def _compile_batches(self, height: int, width: int, channels: int, most: int) -> None:
-        both = 2 * FRAME_MARGIN_PX
-        frame = np.zeros((height + both, width + both, channels), np.uint8)
-        count = 2
-        while count <= most:
-            self.infer(
-                [frame] * count,
-                [np.empty(map_hw(height, width), np.float32) for _ in range(count)],
-            )
-            count *= 2
 
 
 class Engines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from models.variants import MARGIN_PX
 from models.whole import SIDE_PX, Floats, Layer, WholeGraph
 
 
-def open_whole(graph: WholeGraph, threads: int) -> Any:
+def open_whole(graph: WholeGraph, threads: int) -> Callable[[Floats, Floats], Floats]:
     """See `models.runtimes.with_whole.InferWhole`."""
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",

@@ -1,12 +1,11 @@
 """An engine with the global branch beside it (`models.whole`).
 
-The branch costs the same for every frame, little beside a full-size one, and runs in float32: by
-OpenVINO where it is installed, else by torch.
+The branch costs the same for every frame, little beside a full-size one, and runs in float32: on
+a CPU by OpenVINO where it is installed, else by torch; beside an engine on a GPU by torch there.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 
@@ -22,16 +21,30 @@ InferWhole = Callable[[Floats, Floats], Floats]
 """Planes [1, C, 256, 256] and [1, C, 288, 288], normalised -> map [64, 64]."""
 
 
+def open_whole_graph(graph: WholeGraph, threads: int, *, gpu: bool) -> InferWhole:
+    """gpu: on that which torch would use."""
+    if not gpu and importlib.util.find_spec("openvino"):
+        from models.runtimes.whole_openvino import open_whole
+
+        return open_whole(graph, threads)
+    from models.runtimes.whole_torch import open_whole_torch
+
+    return open_whole_torch(graph, "cuda" if gpu else "cpu")
+
+
 class WithWhole:
-    """Any runtime; its map becomes half of itself and half of the global branch's."""
+    """Any runtime; its map becomes half of itself and half of the global branch's.
+
+    gpu: where the engine runs.
+    """
 
     name = "global branch"
 
-    def __init__(self, engine: Runtime, graph: WholeGraph, threads: int) -> None:
+    def __init__(
+        self, engine: Runtime, graph: WholeGraph, threads: int, *, gpu: bool = False
+    ) -> None:
         self.inner, self._graph = engine, graph
-        name = "openvino" if importlib.util.find_spec("openvino") else "torch"
-        module = importlib.import_module(f"models.runtimes.whole_{name}")
-        self._infer: InferWhole = module.open_whole(graph, threads)
+        self._infer = open_whole_graph(graph, threads, gpu=gpu)
 
     @property
     def engine_id(self) -> str:

@@ -89,7 +89,7 @@ def test_the_page_says_what_was_found(evaluation: Evaluation) -> None:
     tags = Tags()
     tags.feed(page)
     assert not tags.open
-    assert tags.seen["svg"] == 5  # scores, ROC, precision and recall, loss, validations
+    assert tags.seen["svg"] == 7  # scores, ROC, precision and recall, loss, validations, two more
     assert tags.seen["img"] == 70
     confusion = evaluation.plain()["confusion"]
     for key, value in confusion.items():

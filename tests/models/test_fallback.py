@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -217,6 +218,39 @@ def test_what_the_machine_cannot_run_is_passed_over(plain: Bundle, tmp_path: Pat
     # Without a fallback it is an error, even with an engine at hand that would serve.
     with pytest.raises(RuntimeUnavailable, match="cuda/fp16 cannot run here"):
         open_runtime(bundle, "cuda", "fp16")
+
+
+class _Buffers:
+    """What an engine has taken, such as memory of a GPU."""
+
+
+HELD: list[weakref.ref[_Buffers]] = []
+
+
+def full_engine(bundle: Bundle | None, options: EngineOptions) -> Runtime:
+    """Takes something, and then there is no more."""
+    taken = _Buffers()
+    HELD.append(weakref.ref(taken))
+    try:
+        raise MemoryError
+    except MemoryError as error:
+        raise RuntimeError("out of memory") from error
+
+
+def test_what_was_refused_holds_nothing_while_the_next_opens(plain: Bundle, tmp_path: Path) -> None:
+    HELD.clear()
+    bundle = measured(plain, tmp_path, "torch/f32")
+    alive: list[list[bool]] = []
+
+    def say(sentence: str) -> None:  # just before the next one is opened
+        alive.append([held() is not None for held in HELD])
+
+    full = f"{__name__}:full_engine"
+    runtime = open_runtime(bundle, full, fallback=["torch/f32"], threads=1, say=say)
+    assert runtime.engine_id == "torch/f32/cpu"
+    assert alive == [[False]]
+    with pytest.raises(RuntimeUnavailable, match=r"RuntimeError: out of memory.*worker\.fallback"):
+        open_runtime(bundle, full)
 
 
 @no_gpu

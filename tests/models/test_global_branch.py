@@ -19,13 +19,15 @@ from models.errors import BundleError, DataError
 from models.global_branch import FIXED_POINT, shrunk_images
 from models.references import reference_map, save_detector
 from models.runtimes import open_runtime
+from models.runtimes.whole_openvino import open_whole
+from models.runtimes.whole_torch import open_whole_torch
 from models.runtimes.with_whole import WithWhole
 from models.settings import TrainingSettings, check_settings
 from models.tiles import pad_frame
 from models.trained import TrainedDetector
 from models.training import train
 from models.untrained import textured_frame, untrained_bundle, untrained_model
-from models.variants import FRAME_MARGIN_PX, map_hw
+from models.variants import FRAME_MARGIN_PX, MARGIN_PX, map_hw
 from models.whole import SIDE_PX, autoencoder_steps, cell_weights, shrink, spread
 
 THRESHOLDS = EngineThresholds(0.5, 0.4, 10, 0, 0.26, 0.95, "for a test")
@@ -99,6 +101,20 @@ def test_every_runtime_gives_the_reference_map(
     # As on the line: compiled for a frame's size, and checked at it.
     shape = (256, 320, channels)
     open_runtime(bundle, name, precision, shapes=[shape], calibrating=True).close()
+
+
+def test_torch_and_openvino_have_one_branch(tmp_path: Path) -> None:
+    graph = Bundle.load(untrained_bundle(tmp_path, global_branch=True)).graph().whole
+    assert graph is not None
+    rng = np.random.default_rng(0)
+    small, padded = (
+        rng.normal(size=(1, graph.in_channels, side, side)).astype(np.float32)
+        for side in (SIDE_PX, SIDE_PX + 2 * MARGIN_PX)
+    )
+    found = open_whole_torch(graph, "cpu")(small, padded)
+    expected = open_whole(graph, 1)(small, padded)
+    assert found.shape == (64, 64)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_bundle_says_whether_it_has_one(tmp_path: Path) -> None:

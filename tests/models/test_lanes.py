@@ -236,6 +236,27 @@ def test_a_pinned_shape_is_that_of_its_strips(graph: FusedGraph) -> None:
     assert len(shop.shapes()) <= 2
 
 
+def test_all_sizes_of_batches_are_made_at_the_start_and_stay(graph: FusedGraph) -> None:
+    """None is to be captured or compiled while parts pass, however many cameras there are."""
+    shop = Shop()
+    sizes = [(40, 48 + 4 * n) for n in range(KEPT)]
+    runtime = runtime_of(graph, shop, shapes=[(*size, 1) for size in sizes], max_batch=5)
+    made = len(shop.shapes())
+    assert made == 3 * KEPT  # 1, 2 and 4
+    for size in sizes * 2:
+        for count in (1, 2, 4, 5, 7):
+            infer(runtime, [flat(k, *size) for k in range(count)])
+    assert len(shop.shapes()) == made
+
+
+def test_batches_that_do_not_fit_are_not_made(graph: FusedGraph) -> None:
+    shop = Shop()
+    both = 2 * FRAME_MARGIN_PX
+    room = 3 * graph.largest_tensor_bytes(40 + both, 48 + both)
+    runtime_of(graph, shop, shapes=[(40, 48, 1)], max_batch=8, strip_bytes=room)
+    assert [shape[0] for shape in shop.shapes()] == [1, 2]
+
+
 def test_shapes_beyond_those_kept_are_forgotten_and_pinned_ones_are_not(graph: FusedGraph) -> None:
     shop = Shop()
     runtime = runtime_of(graph, shop, shapes=[(40, 48, 1)])

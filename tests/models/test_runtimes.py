@@ -22,6 +22,7 @@ from models.runtimes import (
     cpu_bf16_is_fast,
     cpu_has_bf16,
     engine_of,
+    frames_together,
     open_runtime,
 )
 from models.runtimes import openvino_ as openvino_module
@@ -83,12 +84,28 @@ def test_engine_equals_reference_for_mixed_sizes(
 def test_batch_gives_what_single_frames_give(
     bundles: dict[int, Bundle], name: str, precision: str
 ) -> None:
-    runtime = open_runtime(bundles[1], name, precision, threads=2, calibrating=True)
-    frames = [textured_frame(64, 80, 1, seed=k) for k in range(3)]
+    runtime = open_runtime(bundles[1], name, precision, threads=2, calibrating=True, max_batch=4)
+    frames = [textured_frame(64, 80, 1, seed=k) for k in range(5)]
     together = infer(runtime, frames)
     for frame, expected in zip(frames, together, strict=True):
-        assert np.array_equal(infer(runtime, [frame])[0], expected)
+        # Torch adds up in another order when four go through together.
+        np.testing.assert_allclose(infer(runtime, [frame])[0], expected, rtol=1e-5, atol=1e-6)
     assert runtime.infer([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("engine_id", "together"),
+    [
+        ("openvino/int8/cpu", 1),
+        ("torch/f32/cpu", 1),
+        ("cuda/fp16/nvidia-l4", 4),
+        ("tensorrt/fp16/nvidia-l4", 4),
+        ("null/none/none", 4),
+        ("mine/f32/none", 4),
+    ],
+)
+def test_a_cpu_takes_one_frame_at_a_time(engine_id: str, together: int) -> None:
+    assert frames_together(engine_id, 4) == together
 
 
 def test_frames_and_maps_in_a_larger_buffer(bundles: dict[int, Bundle]) -> None:
