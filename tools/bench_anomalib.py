@@ -74,7 +74,7 @@ def compare(
                 name = f"{engine}, {keep} of {feature_channels(VARIANT)}" if keep else engine
                 try:
                     runtime = open_engine(bundle, engine, threads, [(height, width, 3)], [frame])
-                except (ModelsError, ImportError) as error:
+                except (ModelsError, ImportError, RuntimeError) as error:
                     left_out[name] = str(error)
                     continue
                 opened.enter_context(closing(runtime))

@@ -8,7 +8,7 @@
 What would take too long, or would not fit, is left out, and the output says why. Sizes are
 WIDTHxHEIGHT, as camera people write them.
 
-Exit status: 1 when a goal against anomalib is missed, 2 for wrong options.
+Exit status: 1 when a goal (against anomalib, of a GPU) is missed, 2 for wrong options.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from tools.bench_bundles import (
     present_engines,
     with_peaks,
 )
+from tools.bench_engines_found import GPU_RUNTIMES, Found, Row
 from tools.bench_machine import Goal, as_json, exit_code, machine, take_turns, today
 
 LEAST_RUNS = 3
@@ -62,7 +63,6 @@ ERROR_FRAME_PX = 256
 STRIP_BYTES = {"cuda": 4 << 30, "tensorrt": 4 << 30}
 CPU_STRIP_BYTES = 512 << 20
 """Bounds of the largest tensor, as the runtimes have them; about four of them live at once."""
-GPU_RUNTIMES = ("cuda", "tensorrt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,45 +80,6 @@ class Plan:
     matmul: int = 4096
     every_size: bool = False
     """The slow engine too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What one engine did with one variant and size."""
-
-    variant: str
-    width: int
-    height: int
-    engine: str
-    median_ms: float
-    p99_ms: float
-    runs: int
-    frames_per_s: float
-    gflop: float
-    """Of one frame."""
-    gflop_per_s: float
-    map_error: float
-    """Largest difference from the plain networks' map over its largest value."""
-    error_frame: str
-    """WIDTHxHEIGHT of the frame on which that was found."""
-
-
-@dataclass(slots=True)
-class Found:
-    """All rows, what was left out and why, and each engine's peak in GFLOP/s."""
-
-    rows: list[Row] = field(default_factory=list)
-    left_out: list[dict[str, str]] = field(default_factory=list)
-    peaks: dict[str, float] = field(default_factory=dict)
-
-    def share(self, row: Row) -> float | None:
-        """Of the peak of the row's precision."""
-        peak = self.peaks.get(row.engine)
-        return row.gflop_per_s / peak if peak else None
-
-    def plain(self) -> dict[str, Any]:
-        rows = [asdict(row) | {"share_of_peak": self.share(row)} for row in self.rows]
-        return {"rows": rows, "left_out": self.left_out, "peak_gflop_per_s": self.peaks}
 
 
 def measure(plan: Plan, update: Update) -> Found:
@@ -146,7 +107,8 @@ def measure(plan: Plan, update: Update) -> Found:
 def _peaks(plan: Plan, known: Mapping[str, float]) -> dict[str, float]:
     """GFLOP/s by engine, the higher of what is known and what is found now."""
     peaks = {}
-    for engine in plan.engines:
+    gpu = [name for name in GPU_RUNTIMES if f"{name}/fp16" in plan.engines]
+    for engine in dict.fromkeys([*plan.engines, *(f"{name}/bf16" for name in gpu)]):
         found = peak_flops(engine, plan.matmul, plan.threads)
         if found is not None:
             peaks[engine] = max(found / 1e9, known.get(engine, 0.0))
@@ -197,8 +159,8 @@ class _Variant:
                         _warm_up(again(runtime, frame, raw_map))
                         runtimes[engine] = runtime
                         continue
-                    except (ModelsError, ImportError, MemoryError) as error:
-                        why = str(error)
+                    except (ModelsError, ImportError, MemoryError, RuntimeError) as error:
+                        why = str(error)  # torch has no memory left on the GPU, say
                 about = {"engine": engine, "variant": self.label, "size": f"{width}x{height}"}
                 self.found.left_out.append({**about, "why": why})
             say(f"{name}: timing")
@@ -250,13 +212,21 @@ class _Variant:
         """The error, and WIDTHxHEIGHT of the frame on which it was found."""
         if flop > (GPU_REFERENCE_FLOP if self._on_gpu else REFERENCE_FLOP):
             height, width = min(height, ERROR_FRAME_PX), min(width, ERROR_FRAME_PX)
-        if (height, width) not in self._maps:
-            padded = padded_frame(height, width, self.plan.channels)
-            self._maps[height, width] = padded, self._plain(padded)
-        padded, expected = self._maps[height, width]
+        try:
+            padded, expected = self._reference(height, width)
+        except RuntimeError:  # the plain networks, which know no strips, fill the GPU's memory
+            height, width = min(height, ERROR_FRAME_PX), min(width, ERROR_FRAME_PX)
+            padded, expected = self._reference(height, width)
         found = np.empty_like(expected)
         runtime.infer([padded], [found])
         return map_error(found, expected), f"{width}x{height}"
+
+    def _reference(self, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """A padded frame and the plain networks' map of it."""
+        if (height, width) not in self._maps:
+            padded = padded_frame(height, width, self.plan.channels)
+            self._maps[height, width] = padded, self._plain(padded)
+        return self._maps[height, width]
 
 
 def _warm_up(entry: Callable[[], object]) -> None:
@@ -369,6 +339,7 @@ def run(chosen: argparse.Namespace) -> int:
         )
     with progress_bar("Engines", None, quiet=not sys.stderr.isatty()) as update:
         found = measure(plan, update)
+    goals += found.goals()
     figures = found.plain() | {
         "threads": plan.threads,
         "channels": plan.channels,

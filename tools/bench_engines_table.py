@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench_engines import Found
+from tools.bench_engines_found import Found
 from tools.bench_machine import Goal, wide_console
 
 COLUMNS = (
     *("engine", "runs", "median ms", "p99 ms", "frames/s", "GFLOP", "GFLOP/s", "of peak"),
+    "floor ms",
     "map error",
 )
 
@@ -29,7 +30,7 @@ def print_tables(found: Found, figures: Mapping[str, Any], goals: Sequence[Goal]
         name = f"{row.variant} {row.width}x{row.height}"
         if before not in ("", name):
             table.add_section()
-        share = found.share(row)
+        share, floor_ms = found.share(row), found.floor_ms(row)
         smaller = "" if row.error_frame == f"{row.width}x{row.height}" else f" ({row.error_frame})"
         table.add_row(
             "" if name == before else name,
@@ -41,6 +42,7 @@ def print_tables(found: Found, figures: Mapping[str, Any], goals: Sequence[Goal]
             f"{row.gflop:.4g}",
             f"{row.gflop_per_s:.0f}",
             "-" if share is None else f"{share:.0%}",
+            "-" if floor_ms is None else f"{floor_ms:.2f}",
             f"{row.map_error:.1e}{smaller}",
         )
         before = name
@@ -50,8 +52,9 @@ def print_tables(found: Found, figures: Mapping[str, Any], goals: Sequence[Goal]
     console.print(
         "GFLOP: 2 x MAC of the fused graph, its margin included, rows that strips compute twice "
         "not. Peak: the quickest of several matrix multiplications in the same precision, by the "
-        "same library. Map error: largest difference from the plain float32 networks over their "
-        "largest value, in brackets the smaller frame on which it was found.",
+        "same library; on a GPU bf16's for fp16. Floor: the same arithmetic at that peak. Map "
+        "error: largest difference from the plain float32 networks over their largest value, in "
+        "brackets the smaller frame on which it was found.",
         highlight=False,
     )
     for each in found.left_out:

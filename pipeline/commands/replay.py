@@ -118,6 +118,7 @@ def command(
             "runtime": runtime,
             "precision": precision,
             "threads": threads,
+            "max_batch": 1,  # what shares a batch is chance, and a GPU's sums depend on it
         }
     )
     # Folders are read as the bundle was trained.

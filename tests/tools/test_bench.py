@@ -24,6 +24,7 @@ from tools import (
     bench_arithmetic,
     bench_bundles,
     bench_engines,
+    bench_engines_found,
     bench_listener,
 )
 from tools.bench import main
@@ -137,6 +138,38 @@ def test_goals() -> None:
     assert exit_code([]) == 0
     assert exit_code([Goal("share", 1, 0.95), Goal("ms", 11, 10, at_most=True)]) == 1
     assert "MISSED" in str(Goal("share", 0.5, 0.95))
+
+
+@pytest.mark.parametrize(("median_ms", "met"), [(4.0, True), (4.01, False)])
+def test_the_goal_of_a_gpu_is_half_of_its_bf16_peak(median_ms: float, met: bool) -> None:
+    def row(engine: str, width: int, height: int) -> bench_engines_found.Row:
+        return bench_engines_found.Row(
+            variant="pdn_small",
+            width=width,
+            height=height,
+            engine=engine,
+            median_ms=median_ms,
+            p99_ms=9.0,
+            runs=9,
+            frames_per_s=1e3 / median_ms,
+            gflop=1600.0,
+            gflop_per_s=1600.0 / median_ms * 1e3,
+            map_error=0.0,
+            error_frame="1280x1024",
+        )
+
+    rows = [row("cuda/fp16", 1280, 1024), row("cuda/fp16", 640, 640), row("cuda/bf16", 1280, 1024)]
+    rows.append(row("openvino/bf16", 1280, 1024))
+    peaks = {"cuda/fp16": 1e6, "cuda/bf16": 8e5}
+    found = bench_engines_found.Found(rows, [], peaks)
+    (goal,) = found.goals()
+    assert goal.met == met
+    assert goal.found == pytest.approx(1600 / median_ms * 1e3 / 8e5)
+    assert found.floor_ms(rows[0]) == pytest.approx(2.0)
+    assert found.floor_ms(rows[3]) is None
+    assert found.plain()["rows"][0]["floor_ms"] == pytest.approx(2.0)
+    peaks.clear()
+    assert not found.goals()[0].met
 
 
 def test_numbers_that_are_none_are_null() -> None:
