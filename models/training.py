@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
@@ -276,14 +277,22 @@ def _fit_students(
     together = 1 if distributed.is_initialized() else min(total, len(settings.scales))
     each = max(1, total // together)
     done = dict.fromkeys(settings.scales, 0)
+    before = dict[int, int]()
+    """Steps of an earlier run."""
+    processes = distributed.get_world_size() if distributed.is_initialized() else 1
+    crops = settings.batch * settings.accumulate * processes
+    begun = time.monotonic()
     stop = threading.Event()
 
     def fit(scale: int, found: TileSet, companion: Companions) -> Fit:
         def count(step: int, loss: float, auroc: float) -> None:
             if stop.is_set():
                 raise CancelledError
+            before.setdefault(scale, step - 1)
             done[scale] = step
+            rate = crops * (sum(done.values()) - sum(before.values())) / (time.monotonic() - begun)
             note = f"loss {loss:.2f}" + ("" if math.isnan(auroc) else f", AUROC {auroc:.3f}")
+            note += f", {rate:.0f} tiles/s"
             report(f"train student, {note}", sum(done.values()), settings.steps * len(done))
 
         torch.set_num_threads(each)  # of the operations that this thread calls

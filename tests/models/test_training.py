@@ -300,7 +300,9 @@ def test_the_papers_student_begins_far_from_its_teacher(tmp_path: Path, begin: s
     papers = settings_of(config.settings)
     assert (papers.begin, papers.max_gradient, papers.spoiled) == ("random", 0, 0)
     chosen = replace(papers, epochs=0, steps=1, crop_px=64, mask="none", begin=begin)
-    trained = train(paths, settings=chosen)
+    told = list[str]()
+    trained = train(paths, settings=chosen, progress=lambda what, *_: told.append(what))
+    assert any(what.startswith("train student") and "tiles/s" in what for what in told)
     # Features are normalised: two that have nothing in common differ by about 1 and more.
     assert (trained.q_a > 0.5) == (begin == "random")
     assert trained.provenance["validated_on"] == "drawn defects on held-out good images"
