@@ -11,6 +11,17 @@ from pipeline.config import IPC_PATH_LIMIT, LineConfig, load_resolved
 from pipeline.errors import ConfigError
 
 
+def state_home() -> Path:
+    """Where stations keep what outlives them, unless they are told otherwise."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(state) / "linewatch"
+
+
+def shared_engines() -> Path:
+    """See `Station.engines`."""
+    return state_home() / ".engines"
+
+
 @dataclass(frozen=True, slots=True)
 class Station:
     """Paths of one station. Stage names are `capture.<camera>`, `worker` and `decision`."""
@@ -26,9 +37,8 @@ class Station:
         name = config.station
         runtime = os.environ.get("XDG_RUNTIME_DIR")
         base = Path(runtime) if runtime else Path(tempfile.gettempdir()) / f"run-{os.getuid()}"
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
         run_dir = Path(config.run_dir) if config.run_dir else base / "linewatch" / name
-        state_dir = Path(config.state_dir) if config.state_dir else state / "linewatch" / name
+        state_dir = Path(config.state_dir) if config.state_dir else state_home() / name
         station = cls(config, run_dir, state_dir, Path(config.shm_dir) / f"linewatch-{name}")
         longest = len(str(station.socket("decision")).encode())
         if longest > IPC_PATH_LIMIT:
@@ -68,6 +78,12 @@ class Station:
     @property
     def board(self) -> Path:
         return self.shm_dir / "board"
+
+    @property
+    def engines(self) -> Path:
+        """What was compiled for minutes. Stations without a folder of their own share it: each
+        engine's name says all that it is of."""
+        return self.state_dir / "engines" if self.config.state_dir else shared_engines()
 
     @property
     def journal(self) -> Path:

@@ -305,7 +305,7 @@ def _open(
             fallback=config.fallback,
             threads=config.threads or len(config.cores),
             shapes=shapes_hwc,
-            cache_dir=stage.station.state_dir / "engines",
+            cache_dir=stage.station.engines,
             max_batch=config.max_batch,
             memory=[ring.memory for ring in rings],
             say=lambda sentence: _say(stage, sentence),

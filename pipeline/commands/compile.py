@@ -19,7 +19,7 @@ from models.errors import RuntimeUnavailable
 from models.runtimes import choose, engine_of, open_runtime
 from pipeline.config import LineConfig, WorkerConfig, load
 from pipeline.errors import ConfigError
-from pipeline.station import Station
+from pipeline.station import Station, shared_engines
 from pipeline.types import MIN_SIDE_PX
 from pipeline.window import inspected_window
 
@@ -61,7 +61,7 @@ def command(
     ] = None,
     cache_dir: Annotated[
         Path | None,
-        typer.Option(help="Where engines are kept. Default: where the station of --config looks."),
+        typer.Option(help="Where engines are kept. Default: where the station looks."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -69,12 +69,12 @@ def command(
 
     TensorRT compiles for minutes, for one frame size, bundle, precision and GPU: run this on the
     station, as the user that the station runs as, before it starts. An engine that is there already
-    is only checked. The station finds it if it looks into the same folder, so name the station's
-    configuration, whose zones also say how much of a frame is looked at.
+    is only checked. Stations share one folder of engines, unless their configuration has a
+    state_dir: then name it, and also for its zones, which say how much of a frame is looked at.
 
     [bold]linewatch compile --config station.yaml --shape 2048x2448[/]
 
-    [bold]linewatch compile bundles/NAME --shape 2048x2448 --precision fp16 --cache-dir engines[/]
+    [bold]linewatch compile bundles/NAME --shape 2048x2448 --precision fp16[/]
     """
     line = load(config) if config else None
     path = bundle or (Path(line.worker.bundle) if line and line.worker.bundle else None)
@@ -83,7 +83,7 @@ def command(
             "no bundle found, expected one: name it, or a configuration that does with --config"
         )
     loaded = Bundle.load(path)
-    folder = cache_dir or (Station.of(line).state_dir / "engines" if line else None)
+    folder = cache_dir or (Station.of(line).engines if line else shared_engines())
     name, _, after = runtime.partition("/")
     if line and precision == "auto" and name in (line.worker.runtime, "auto"):
         precision = line.worker.precision
@@ -92,11 +92,6 @@ def command(
         name, chosen = choose(loaded, name, wanted)  # what the station would take
     except RuntimeUnavailable:
         name, chosen = choose(loaded, name, wanted, calibrating=True)
-    if folder is None and name in AHEAD:
-        raise ConfigError(
-            f"no place for engines of {name} found, expected one: name the station's configuration "
-            "with --config, or a folder with --cache-dir"
-        )
     sizes = _sizes(shape or [], line)
     console = Console(stderr=True, quiet=as_json)
     opened = []
@@ -108,7 +103,7 @@ def command(
             one = _open(loaded, name, chosen, size, folder, max_batch=batch, say=console.print)
             opened.append(one)
     if as_json:
-        answer = {"bundle": str(path), "cache_dir": str(folder) if folder else None}
+        answer = {"bundle": str(path), "cache_dir": str(folder)}
         print(json.dumps(answer | {"opened": [asdict(one) for one in opened]}, indent=2))
         return
     _print(opened, name, folder)
@@ -125,7 +120,7 @@ def _open(
     runtime: str,
     precision: str,
     shape: tuple[int, int, int],
-    folder: Path | None,
+    folder: Path,
     *,
     max_batch: int,
     say: Callable[[str], None],
@@ -153,8 +148,8 @@ def _open(
     )
 
 
-def _engines(folder: Path | None) -> set[str]:
-    return {path.name for path in folder.glob("*.pt2")} if folder and folder.is_dir() else set()
+def _engines(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.pt2")} if folder.is_dir() else set()
 
 
 def _sizes(texts: Sequence[str], line: LineConfig | None) -> list[tuple[int, int]]:
@@ -174,7 +169,7 @@ def _sizes(texts: Sequence[str], line: LineConfig | None) -> list[tuple[int, int
     return list(dict.fromkeys(sizes))
 
 
-def _print(opened: Sequence[Opened], runtime: str, folder: Path | None) -> None:
+def _print(opened: Sequence[Opened], runtime: str, folder: Path) -> None:
     table = Table("frame", "engine", "seconds", "compiled")
     for one in opened:
         files = "\n".join(one.compiled) or ("was there" if runtime in AHEAD else "not needed")

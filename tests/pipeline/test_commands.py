@@ -13,6 +13,8 @@ from models.runtimes.base import EngineOptions, Runtime
 from models.runtimes.openvino_ import OpenVinoRuntime
 from models.untrained import textured_frame, untrained_bundle
 from pipeline.cli import run
+from pipeline.config import load
+from pipeline.station import Station
 
 
 @pytest.fixture(scope="module")
@@ -172,4 +174,7 @@ def test_compile_opens_an_engine_as_the_station_would(
     assert json.loads(capsys.readouterr().out)["opened"][0]["height"] == 64
     assert [told.max_batch for told in TOLD] == [8, 4]
     assert [told.shapes for told in TOLD] == [((64, 96, 1),)] * 2
-    assert TOLD[0].cache_dir == tmp_path / "state" / "engines"
+    # Where the station would look: in its own folder, or in that of all that have none.
+    shared = Station.of(load(config).model_copy(update={"state_dir": None}))
+    assert [told.cache_dir for told in TOLD] == [tmp_path / "state" / "engines", shared.engines]
+    assert shared.engines.parent == shared.state_dir.parent
