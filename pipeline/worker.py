@@ -91,6 +91,8 @@ def work(stage: Stage) -> None:
     pin(config.cores)
     runtime = _open(stage, config, shapes, rings)
     at_once = frames_together(runtime.engine_id, config.max_batch)
+    if at_once < config.max_batch and config.max_wait_ms:
+        stage.log.info("%s takes frames one by one: max_wait_ms is not used", runtime.engine_id)
     config = config.model_copy(update={"max_batch": at_once})
     batch_ms = warm_up(runtime, shapes)
     ready = f"engine {runtime.engine_id}, {batch_ms:.1f} ms for the slowest frame"
