@@ -165,14 +165,14 @@ def fit_wide(
         z = z[:, margin : margin + cells.shape[1], margin : margin + cells.shape[2]]
         loss = _loss(z, cells.to(device))
         losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            raise DataError(
-                f"loss {losses[-1]} found at step {step + 1} of the wide view, expected a finite "
-                "one: train without wide_view, or look at the images"
-            )
         optimiser.zero_grad()
         torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(net.parameters(), MAX_GRADIENT)
+        gradient = float(torch.nn.utils.clip_grad_norm_(net.parameters(), MAX_GRADIENT))
+        if not (math.isfinite(losses[-1]) and math.isfinite(gradient)):
+            raise DataError(
+                f"loss {losses[-1]} with a gradient of {gradient} found at step {step + 1} of the "
+                "wide view, expected finite ones: train without wide_view, or look at the images"
+            )
         optimiser.step()
         good = z.detach().cpu().where(cells == GOOD, -HIGHEST_LOGIT).amax(dim=(1, 2))
         highest = good.clamp(max=HIGHEST_LOGIT).exp()
