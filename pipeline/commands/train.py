@@ -158,8 +158,8 @@ def command(
         settings = replace(settings, penalty=1.0)  # the paper's weight: the folder asks for it
     if threads:
         torch.set_num_threads(threads)
-    if every is not None and Path(config.good).is_dir():
-        raise ConfigError(f"--every {every} with a folder of images found, expected a recording")
+    if config.every > 1 and Path(config.good).is_dir():
+        raise ConfigError(f"every {config.every} with a folder found, expected a recording")
     tiles_in = cache or out / f".tiles-{_name_of(config, settings)}"
     with join_processes(device) as (rank, place):
         quiet = as_json or rank > 0
