@@ -163,6 +163,7 @@ def trained(plates: list[Path]) -> TrainedDetector:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(590)
 def test_what_is_missing_or_misplaced_is_seen(trained: TrainedDetector, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     bundle = Bundle.load(
@@ -190,6 +191,7 @@ def test_what_is_missing_or_misplaced_is_seen(trained: TrainedDetector, tmp_path
     assert min(moved) > max(good)
 
 
+@pytest.mark.timeout(590)
 def test_both_maps_have_the_same_quantiles(trained: TrainedDetector) -> None:
     whole, pair = trained.model.whole, trained.model.pair(1)
     assert whole is not None

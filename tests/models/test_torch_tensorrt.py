@@ -33,6 +33,7 @@ from models.untrained import untrained_bundle, untrained_model
 from models.variants import ALLOWED_SCALES, VARIANTS
 from pipeline.cli import run
 from pipeline.config import load
+from pipeline.station import Station
 from pipeline.window import inspected_window
 
 WHEEL = Path(sys.prefix) / "conformance" / "torch_tensorrt"
@@ -375,7 +376,7 @@ cameras:
     assert run(["compile", "--config", str(config), *options]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["bundle"] == str(bundle)
-    assert answer["cache_dir"].endswith("/engines")
+    assert answer["cache_dir"] == str(Station.of(load(config)).engines)
     (one,) = answer["opened"]
     window = inspected_window(load(config).cameras["left"].recipe, (240, 320))
     assert (one["height"], one["width"]) == window.hw != (240, 320)
