@@ -55,7 +55,7 @@ def peak_bytes(folder: Path, out: Path) -> int:
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "MALLOC_ARENA_MAX": "1"},
     )
     return 1024 * int(done.stdout.split()[-1])
 
@@ -66,10 +66,12 @@ def test_more_images_need_no_more_memory(tmp_path: Path) -> None:
     folder.mkdir()
     rng = np.random.default_rng(0)
     peaks = []
-    for counts in (range(6), range(6, 18)):
+    for counts in (range(6), range(6, 30)):
         for k in counts:
             frame = cv2.blur(rng.integers(0, 255, (*SIDES, 3), np.uint8), (9, 9))
             cv2.imwrite(str(folder / f"{k}.bmp"), frame)
         peaks.append(peak_bytes(folder, tmp_path / "out"))
     of_one = 3 * SIDES[0] * SIDES[1]
-    assert peaks[1] - peaks[0] < 6 * of_one, [peak / of_one for peak in peaks]
+    # Kept in memory, the 24 more would be 24 and their tiles as many again. What an allocator keeps
+    # differs from run to run by the worth of some.
+    assert peaks[1] - peaks[0] < 8 * of_one, [peak / of_one for peak in peaks]
