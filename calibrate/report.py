@@ -288,17 +288,14 @@ def _curves(curves: dict[str, Any]) -> list[dict[str, Any]]:
     losses, aurocs, kept = [], [], []
     for number, (scale, curve) in enumerate(curves.items()):
         name, color = f"scale {scale}", css[number % len(css)]
-        steps = np.linspace(0, curve["steps"], len(curve["loss"]) + 1)[1:].tolist()
-        losses.append(Line(list(zip(steps, curve["loss"], strict=True)), color, name))
+        losses.append(_loss_line(curve, color, name))
         if curve["auroc"]:
             points = [(float(step), float(auroc)) for step, auroc in curve["auroc"]]
             aurocs.append(Line(points, color, name))
             kept += [(*at, "kept") for at in points if at[0] == curve["kept_step"]]
     charts = []
     if losses:
-        values = [max(y, 1e-6) for line in losses for _, y in line.points]
-        x = Axis(0.0, max(x for line in losses for x, _ in line.points), "step")
-        y = Axis(min(values) / 1.1, max(values) * 1.1, "loss", logarithmic=True)
+        x, y = _loss_axes(losses)
         charts.append(
             {"svg": Markup(lines(losses, x, y, title="Loss")), "caption": "Loss of a step."}
         )
@@ -315,14 +312,21 @@ def _others(losses: dict[str, Any]) -> list[dict[str, Any]]:
     """losses: of each network beside the students; no two of them are measured alike."""
     charts = []
     for name, curve in losses.items():
-        steps = np.linspace(0, curve["steps"], len(curve["loss"]) + 1)[1:].tolist()
-        line = Line(list(zip(steps, curve["loss"], strict=True)), "third", name)
-        values = [max(value, 1e-6) for value in curve["loss"]]
-        x = Axis(0.0, float(curve["steps"]), "step")
-        y = Axis(min(values) / 1.1, max(values) * 1.1, "loss", logarithmic=True)
-        svg = Markup(lines([line], x, y, title=f"Loss: {name}"))
-        charts.append({"svg": svg, "caption": f"Loss of a step: {name}."})
+        line = _loss_line(curve, "third", name)
+        svg = lines([line], *_loss_axes([line]), title=f"Loss: {name}")
+        charts.append({"svg": Markup(svg), "caption": f"Loss of a step: {name}."})
     return charts
+
+
+def _loss_line(curve: dict[str, Any], color: str, name: str) -> Line:
+    steps = np.linspace(0, curve["steps"], len(curve["loss"]) + 1)[1:].tolist()
+    return Line(list(zip(steps, curve["loss"], strict=True)), color, name)
+
+
+def _loss_axes(losses: list[Line]) -> tuple[Axis, Axis]:
+    values = [max(y, 1e-6) for line in losses for _, y in line.points]
+    x = Axis(0.0, max(x for line in losses for x, _ in line.points), "step")
+    return x, Axis(min(values) / 1.1, max(values) * 1.1, "loss", logarithmic=True)
 
 
 def _cards(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[str], str]:

@@ -286,7 +286,8 @@ def _teacher(config: TrainingConfig, channels: int) -> Teacher | None:
 
 def _name_of(config: TrainingConfig, settings: TrainingSettings) -> str:
     """Of the same training when it is started again."""
-    about = config.model_dump_json() + json.dumps(asdict(settings))
+    # One that diverged goes on with another learning rate.
+    about = config.model_dump_json() + json.dumps(asdict(settings) | {"learning_rate": None})
     return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
