@@ -224,7 +224,7 @@ def _opened(
             from models.runtimes.with_whole import WithWhole
 
             # The branch sees a crop as a whole frame only; beside others it is another picture.
-            local, engine = engine, WithWhole(engine, whole, options.threads, gpu=gpu)
+            local, engine = engine, WithWhole(engine, whole, options, gpu=gpu)
             check_parity(engine, bundle)
             crops = engine.local(bundle.references())
             check_parity(local, bundle, options.shapes, crops, batches)
@@ -232,7 +232,7 @@ def _opened(
         if wide:
             from models.runtimes.with_wide import WithWide
 
-            engine = WithWide(engine, wide, options.threads, options.shapes, gpu=gpu)
+            engine = WithWide(engine, wide, options, gpu=gpu)
         precedents = bundle.precedents()
         if precedents is not None:
             from models.runtimes.looking_up import LookingUp  # with OpenCV

@@ -71,7 +71,7 @@ class EngineOptions:
     shapes: tuple[tuple[int, int, int], ...] = ()
     """(H, W, C) of the frames, without margin, to compile for now; others compile as they come."""
     cache_dir: Path | None = None
-    """Where a runtime that compiles for long may keep engines between starts; None: nowhere."""
+    """Where what was compiled may be kept between starts; None: nowhere."""
     max_batch: int = 1
     """Frames that may be given to `infer` together."""
     memory: tuple[NDArray[np.uint8], ...] = field(default=(), repr=False)

@@ -1,7 +1,7 @@
 """Compiled engines on disk, so that a station compiles once and not at every start. No torch here.
 
     <folder>/                     mode 0700, this user's
-        <key>.pt2                 an engine; the key is a hash of all that it depends on
+        <key>.pt2                 an engine (.blob: OpenVINO's); a hash of all that it depends on
         <key>.pt2.sha256          its digest, written with it
         <key>.lock                held by the process that looks for, compiles or writes it
         timing-<machine>.bin      TensorRT's measurements: the next engine is compiled sooner
@@ -9,7 +9,8 @@
 1. `holding(key)`: one process at a time. A second one waits, and then finds what the first wrote.
 2. `find(key)`: the engine's file, if its digest is right. Anything else is deleted, with a warning.
 3. `put(key, write)`: written under another name, synced, then renamed. A writer that is killed
-   leaves no half engine; what it leaves is swept up by the next one.
+   leaves no half engine; what it leaves is swept up by the next one. Then those that were not used
+   for longest go, until all of them have no more than `MOST_BYTES`.
 
 Loading an engine runs pickle, so a file from elsewhere could run anything. The digest tells damage;
 that nobody else can have written both is the folder's doing, which is therefore refused when others
@@ -30,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from models.errors import RuntimeUnavailable
 from models.fused import FusedGraph
@@ -38,6 +40,7 @@ FORMAT = 1
 """Part of every key. Count it up when `models.runtimes.module` computes something else, or
 engines are written in another way."""
 SUFFIX = ".pt2"
+MOST_BYTES = 8 << 30
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 log = logging.getLogger(__name__)
@@ -65,7 +68,8 @@ class EngineKey:
     shape: tuple[int, int, int, int]
     """(N, rows, columns, C) of the padded frames or strips."""
     precision: str
-    machine: Machine
+    machine: Any
+    """What it is compiled for and with, a dataclass: `Machine`, or another runtime's."""
     format: int = FORMAT
 
     @property
@@ -74,23 +78,24 @@ class EngineKey:
 
 
 class EngineCache:
-    """The folder. Made if it is not there.
+    """The folder. Made if it is not there. suffix: of this runtime's engines.
 
     Raises `RuntimeUnavailable` if it cannot be made or written into, belongs to someone else, or is
     one that others may write into; every call looks again.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, suffix: str = SUFFIX, *, most_bytes: int = MOST_BYTES) -> None:
+        self.folder, self._suffix, self._most_bytes = folder, suffix, most_bytes
         with _writable(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check()
 
     @contextmanager
-    def holding(self, key: EngineKey) -> Iterator[None]:
-        """Keep other processes from this engine; waits for one that holds it."""
-        with self._locked(f"{key.name}.lock"):
-            yield
+    def holding(self, key: EngineKey, *, wait: bool = True) -> Iterator[bool]:
+        """Keep other processes from this engine; waits for one that holds it. Gives whether it is
+        held, which it may not be without `wait`."""
+        with self._locked(f"{key.name}.lock", wait=wait) as held:
+            yield held
 
     def find(self, key: EngineKey) -> Path | None:
         """The engine's file, checked; None if there is none. Call it while `holding(key)`."""
@@ -98,6 +103,8 @@ class EngineCache:
         path = self._path(key)
         fault = _fault(path)
         if fault is None:
+            with suppress(OSError):
+                os.utime(path)  # used
             return path
         if os.path.lexists(path):
             log.warning("%s: %s: deleted, and compiled again", path, fault)
@@ -114,7 +121,7 @@ class EngineCache:
         for orphan in self.folder.glob(f".{key.name}-*"):
             orphan.unlink(missing_ok=True)
         # torch looks at the suffix.
-        handle, name = tempfile.mkstemp(SUFFIX, f".{key.name}-", self.folder)
+        handle, name = tempfile.mkstemp(self._suffix, f".{key.name}-", self.folder)
         os.close(handle)
         partial, digest = Path(name), Path(f"{name}.sha256")
         try:
@@ -129,7 +136,29 @@ class EngineCache:
         finally:
             partial.unlink(missing_ok=True)
             digest.unlink(missing_ok=True)
+        self._make_room(path)
         return path
+
+    def _make_room(self, kept: Path) -> None:
+        """Delete what was not used for longest, whatever runtime's, but what was just kept and what
+        somebody holds."""
+        engines = []
+        for digest in self.folder.glob("[!.]*.sha256"):
+            with suppress(OSError):
+                path = digest.with_suffix("")
+                about = path.stat()
+                engines.append((about.st_mtime_ns, about.st_size, path))
+        spare = sum(size for _, size, _ in engines) - self._most_bytes
+        for _, size, path in sorted(engines):
+            if spare <= 0:
+                return
+            if path == kept:
+                continue
+            with self._locked(f"{path.stem}.lock", wait=False) as held:
+                if held:
+                    path.unlink(missing_ok=True)
+                    _digest_of(path).unlink(missing_ok=True)
+                    spare -= size
 
     def drop(self, key: EngineKey) -> None:
         """Forget an engine. Call it while `holding(key)`."""
@@ -165,15 +194,19 @@ class EngineCache:
                 shutil.rmtree(scratch, ignore_errors=True)
 
     def _path(self, key: EngineKey) -> Path:
-        return self.folder / f"{key.name}{SUFFIX}"
+        return self.folder / f"{key.name}{self._suffix}"
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def _locked(self, name: str, *, wait: bool = True) -> Iterator[bool]:
         with _writable(self.folder):
             handle = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
         finally:
             os.close(handle)
 

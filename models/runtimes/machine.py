@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import platform
 import re
 from functools import cache
 from pathlib import Path
@@ -107,6 +108,14 @@ def cpu_has_int8() -> bool:
     text = _cpuinfo()
     x86 = re.search(r"^flags\s*:", text, re.MULTILINE) is not None
     return not x86 or re.search(r"\b(avx512_vnni|avx_vnni|amx_int8)\b", text) is not None
+
+
+@cache
+def cpu_identity() -> str:
+    """What tells CPUs apart that need other code: name and features of the first one."""
+    telling = r"^(?:model name|flags|Features|CPU (?:implementer|part|variant))\s*:.*$"
+    first, *_ = _cpuinfo().split("\n\n")
+    return " ".join(re.findall(telling, first, re.MULTILINE)) or platform.machine()
 
 
 @cache

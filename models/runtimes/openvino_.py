@@ -4,15 +4,12 @@ One model is compiled per input shape. A frame whose first layer's output would 
 `STRIP_BYTES` goes through in equally large pieces, so that one compiled shape serves it all and
 memory stays bounded. Strips of whole rows are views of the frame, and their maps are written where
 the caller wants them: nothing is copied.
-
-Compiled models are not cached on disk: compiling takes 0.05 to 0.1 s, reading a cache as long.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import hashlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import openvino as ov
@@ -22,51 +19,14 @@ from models.bundle import Bundle
 from models.errors import BundleError, DataError
 from models.fused import FusedGraph
 from models.runtimes.base import EngineOptions, Runtime, check_batch
+from models.runtimes.enginecache import constants_sha256
 from models.runtimes.openvino_graph import Peaks, build_model, build_peaks_model
+from models.runtimes.openvino_models import Compiled, OnDisk
 from models.schema import LayerPeaks
 from models.variants import FRAME_MARGIN_PX, map_hw
 
 STRIP_BYTES = 512 << 20
 """Bound of the largest intermediate tensor, counted in float32."""
-KEPT = 16
-"""Compiled shapes kept beyond those that were asked for at the start."""
-
-
-class Compiled:
-    """Requests by the shape of their padded frames or strips; those asked for first stay."""
-
-    def __init__(self, build: Callable[[int, int], ov.Model], *, hint: str, threads: int) -> None:
-        self._core = ov.Core()
-        self._build = build
-        self._settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": hint,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": 1,
-            "INFERENCE_NUM_THREADS": threads,
-        }
-        self._requests: OrderedDict[tuple[int, int], Any] = OrderedDict()
-        self._pinned: set[tuple[int, int]] = set()
-
-    def __len__(self) -> int:
-        return len(self._requests)
-
-    def pin(self, shape: tuple[int, int]) -> None:
-        self.request(shape)
-        self._pinned.add(shape)
-
-    def request(self, shape: tuple[int, int]) -> Any:
-        request = self._requests.get(shape)
-        if request is None:
-            compiled = self._core.compile_model(self._build(*shape), "CPU", self._settings)
-            request = self._requests[shape] = compiled.create_infer_request()
-            spare = [key for key in self._requests if key not in self._pinned]
-            for old in spare[: max(0, len(spare) - KEPT)]:
-                del self._requests[old]
-        self._requests.move_to_end(shape)
-        return request
-
-    def clear(self) -> None:
-        self._requests.clear()
 
 
 class OpenVinoRuntime:
@@ -90,11 +50,18 @@ class OpenVinoRuntime:
             lambda rows, columns: build_model(graph, rows, columns, peaks),
             hint=hint,
             threads=options.threads,
+            disk=self._disk(options, peaks),
         )
         both = 2 * FRAME_MARGIN_PX
         for height, width, _ in options.shapes:
             first = graph.pieces(map_hw(height, width), strip_bytes)[0]
             self._compiled.pin(first.padded_hw((height + both, width + both)))
+
+    def _disk(self, options: EngineOptions, peaks: Peaks | None) -> OnDisk | None:
+        if options.cache_dir is None:
+            return None
+        content = f"{constants_sha256(self._graph)} {peaks!r}"
+        return OnDisk(options.cache_dir, hashlib.sha256(content.encode()).hexdigest())
 
     def infer(
         self, padded: Sequence[NDArray[np.uint8]], out: Sequence[NDArray[np.float32]]

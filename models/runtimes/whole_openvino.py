@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
+from models.runtimes.openvino_models import Compiled, OnDisk, arrays_sha256
 from models.variants import MARGIN_PX
 from models.whole import SIDE_PX, Floats, Layer, WholeGraph
 
 
-def open_whole(graph: WholeGraph, threads: int) -> Callable[[Floats, Floats], Floats]:
-    """See `models.runtimes.with_whole.InferWhole`."""
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
-        "INFERENCE_NUM_THREADS": threads,
-    }
-    side = SIDE_PX + 2 * MARGIN_PX
-    small = op.parameter([1, graph.in_channels, SIDE_PX, SIDE_PX], np.float32)
-    padded = op.parameter([1, graph.in_channels, side, side], np.float32)
-    difference = op.subtract(_through(small, graph.autoencoder), _through(padded, graph.student))
-    squared = op.multiply(difference, difference)
-    whole_map = op.reduce_mean(squared, np.array([0, 1]), False)
-    model = ov.Model([whole_map], [small, padded], "global branch")
-    request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+def open_whole(
+    graph: WholeGraph, threads: int, folder: Path | None = None
+) -> Callable[[Floats, Floats], Floats]:
+    """See `models.runtimes.with_whole.InferWhole`. folder: see `open_wide`."""
+    disk = OnDisk(folder, arrays_sha256(_arrays(graph))) if folder else None
+    compiled = Compiled(partial(_model, graph), hint="f32", threads=threads, disk=disk)
+    compiled.pin((SIDE_PX, SIDE_PX + 2 * MARGIN_PX))
 
     def infer(planes: Floats, with_margin: Floats) -> Floats:
+        request = compiled.request((planes.shape[2], with_margin.shape[2]))
         request.infer([planes, with_margin])
         return np.array(request.get_output_tensor(0).data, np.float32)
 
     return infer
+
+
+def _model(graph: WholeGraph, side: int, with_margin: int) -> ov.Model:
+    small = op.parameter([1, graph.in_channels, side, side], np.float32)
+    padded = op.parameter([1, graph.in_channels, with_margin, with_margin], np.float32)
+    difference = op.subtract(_through(small, graph.autoencoder), _through(padded, graph.student))
+    squared = op.multiply(difference, difference)
+    whole_map = op.reduce_mean(squared, np.array([0, 1]), False)
+    return ov.Model([whole_map], [small, padded], "global branch")
+
+
+def _arrays(graph: WholeGraph) -> dict[str, Floats]:
+    return {
+        f"{half} {number} {layer.step} {layer.pool} {kind}": values
+        for half, layers in (("autoencoder", graph.autoencoder), ("student", graph.student))
+        for number, layer in enumerate(layers)
+        for kind, values in (("weight", layer.weight), ("bias", layer.bias))
+        if values is not None
+    }
 
 
 def _through(x: Any, layers: tuple[Layer, ...]) -> Any:

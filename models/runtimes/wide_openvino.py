@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 from openvino import opset13 as op
 
-from models.runtimes.openvino_ import Compiled
+from models.runtimes.openvino_models import Compiled, OnDisk, arrays_sha256
 from models.wide import Floats, Image, Infer, WideView, convolutions, forward
 
 
-def open_wide(view: WideView, threads: int) -> Infer:
-    """See `models.wide.Infer`; compiled for each size of block. In float32."""
-    compiled = Compiled(partial(_model, view), hint="f32", threads=threads)
+def open_wide(view: WideView, threads: int, folder: Path | None = None) -> Infer:
+    """See `models.wide.Infer`; compiled for each size of block. In float32.
+
+    folder: where compiled models are kept; None: nowhere.
+    """
+    disk = OnDisk(folder, arrays_sha256(view.weights)) if folder else None
+    compiled = Compiled(partial(_model, view), hint="f32", threads=threads, disk=disk)
 
     def infer(block: Image) -> Floats:
         request = compiled.request(block.shape[:2])

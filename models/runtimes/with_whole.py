@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Reference
-from models.runtimes.base import Runtime
+from models.runtimes.base import EngineOptions, Runtime
 from models.variants import FRAME_MARGIN_PX, MARGIN_PX
 from models.whole import Floats, WholeGraph, shrink, spread
 
@@ -21,12 +21,12 @@ InferWhole = Callable[[Floats, Floats], Floats]
 """Planes [1, C, 256, 256] and [1, C, 288, 288], normalised -> map [64, 64]."""
 
 
-def open_whole_graph(graph: WholeGraph, threads: int, *, gpu: bool) -> InferWhole:
+def open_whole_graph(graph: WholeGraph, options: EngineOptions, *, gpu: bool) -> InferWhole:
     """gpu: on that which torch would use."""
     if not gpu and importlib.util.find_spec("openvino"):
         from models.runtimes.whole_openvino import open_whole
 
-        return open_whole(graph, threads)
+        return open_whole(graph, options.threads, options.cache_dir)
     from models.runtimes.whole_torch import open_whole_torch
 
     return open_whole_torch(graph, "cuda" if gpu else "cpu")
@@ -35,16 +35,16 @@ def open_whole_graph(graph: WholeGraph, threads: int, *, gpu: bool) -> InferWhol
 class WithWhole:
     """Any runtime; its map becomes half of itself and half of the global branch's.
 
-    gpu: where the engine runs.
+    options: the engine's. gpu: where the engine runs.
     """
 
     name = "global branch"
 
     def __init__(
-        self, engine: Runtime, graph: WholeGraph, threads: int, *, gpu: bool = False
+        self, engine: Runtime, graph: WholeGraph, options: EngineOptions, *, gpu: bool = False
     ) -> None:
         self.inner, self._graph = engine, graph
-        self._infer = open_whole_graph(graph, threads, gpu=gpu)
+        self._infer = open_whole_graph(graph, options, gpu=gpu)
 
     @property
     def engine_id(self) -> str:

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from models.runtimes.base import Runtime
+from models.runtimes.base import EngineOptions, Runtime
 from models.wide import Infer, WideView, above_level, check_answer, weigh
 
 
-def open_wide_view(view: WideView, threads: int, *, gpu: bool) -> Infer:
+def open_wide_view(view: WideView, options: EngineOptions, *, gpu: bool) -> Infer:
     """gpu: on that which torch would use."""
     if not gpu and importlib.util.find_spec("openvino"):
         from models.runtimes.wide_openvino import open_wide
 
-        return open_wide(view, threads)
+        return open_wide(view, options.threads, options.cache_dir)
     from models.wide_net import open_wide_torch
 
     return open_wide_torch(view, "cuda" if gpu else "cpu")
@@ -31,7 +31,8 @@ class WithWide:
     """Any runtime. It answers with the engine's own id: a bundle either brings a wide view or not,
     and its thresholds were chosen accordingly.
 
-    shapes: (H, W, C) of the frames, compiled and checked for now. gpu: where the engine runs.
+    options: the engine's; frames of its shapes are compiled and checked for now. gpu: where the
+    engine runs.
     Raises `ParityError` where a wide view answers otherwise than the reference.
     """
 
@@ -41,15 +42,14 @@ class WithWide:
         self,
         engine: Runtime,
         views: Sequence[WideView],
-        threads: int,
-        shapes: Sequence[tuple[int, int, int]] = (),
+        options: EngineOptions,
         *,
         gpu: bool = False,
     ) -> None:
         self.inner, self._views = engine, views
-        self._infers = [open_wide_view(view, threads, gpu=gpu) for view in views]
+        self._infers = [open_wide_view(view, options, gpu=gpu) for view in views]
         for view, infer in zip(views, self._infers, strict=True):
-            check_answer(view, infer, [(height, width) for height, width, _ in shapes])
+            check_answer(view, infer, [shape[:2] for shape in options.shapes])
 
     @property
     def engine_id(self) -> str:
