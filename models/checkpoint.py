@@ -24,7 +24,7 @@ from torch import distributed
 from models.compute import compute_type
 from models.errors import DataError
 
-FORMAT = 2
+FORMAT = 3
 
 
 def training_key(files: Sequence[Path], about: Sequence[Any], device: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -17,9 +17,10 @@ from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE
 
 GOOD, UNSURE = 0, -1
 """States of a cell: repeat the teacher; nothing is asked. k > 0: drawn defect k can be seen."""
-DEFECTS_PER_PX = 3 / 128**2
+GATHERED_PER_PX, SCATTERED_PER_PX = 3 / 128**2, 3 / 256**2
+"""Drawn defects: see `gathered` and `scattered`."""
 SPECKS = 3
-"""Too small to matter, in every crop with defects."""
+"""Defects too small to matter, beside the others."""
 NEAR_PX = 4
 """A drawn defect this close to a cell's centre is the cell's own."""
 REMEMBERED = 128
@@ -61,6 +62,27 @@ class Batch:
     """Each crop's place before it was shifted, and whether it has drawn defects."""
 
 
+Counts = Callable[[np.random.Generator, int], tuple[int, int]]
+"""By the pixels of a crop: how many defects and specks to draw into it."""
+
+
+def gathered(share: float) -> Counts:
+    """Many in `share` of the crops, none in the others: for who sees one place at a time."""
+
+    def counts(rng: np.random.Generator, area: int) -> tuple[int, int]:
+        if rng.random() >= share:
+            return 0, 0
+        return max(1, round(GATHERED_PER_PX * area)), SPECKS
+
+    return counts
+
+
+def scattered(rng: np.random.Generator, area: int) -> tuple[int, int]:
+    """Each place as likely as any other, whatever is elsewhere (a Poisson process): for who sees
+    far. Else it learns that a lone faint mark is good, since defects come in company."""
+    return int(rng.poisson(SCATTERED_PER_PX * area)), int(rng.integers(0, 2 * SPECKS + 1))
+
+
 class CropSource:
     """Draws batches of crops, and comes back to places that are hard to learn.
 
@@ -68,6 +90,8 @@ class CropSource:
     its image. Crops of tiles smaller than `crop_px` have the tile's size. Rare but good structure
     (a label's corner, a print) would be met too seldom at random, and then decide the threshold:
     `revisited` of the crops are drawn from the places where `report` was given the highest values.
+    counts: how many defects and specks each crop gets. fades: what is left of a hard place's value
+    when it was seen with drawn defects, which may have covered it.
     """
 
     def __init__(
@@ -77,14 +101,15 @@ class CropSource:
         *,
         batch: int,
         crop_px: int,
-        spoiled: float,
+        counts: Counts,
         revisited: float,
+        fades: float = 1.0,
         augmentation: Augmentation = NO_AUGMENTATION,
         draw_defects: Spoil = spoil,
     ) -> None:
         self._tiles, self._rng = tiles, rng
         self._batch, self._crop_px = batch, crop_px
-        self._spoiled, self._revisited = spoiled, revisited
+        self._counts, self._revisited, self._fades = counts, revisited, fades
         self._augmentation = augmentation
         self._spoil = draw_defects
         areas = tiles.shapes[:, 0] * tiles.shapes[:, 1]
@@ -98,14 +123,12 @@ class CropSource:
         for number in range(self._batch):
             place, at = self._choose()
             crop, inspected = self._crop(at)
-            marred = self._rng.random() < self._spoiled
-            area = crop.shape[0] * crop.shape[1]
-            wanted = max(1, round(DEFECTS_PER_PX * area)) if marred else 0
-            pixels, cells = spoiled_crop(crop, self._rng, wanted, draw_defects=self._spoil)
+            defects, specks = self._counts(self._rng, crop.shape[0] * crop.shape[1])
+            pixels, cells = spoiled_crop(crop, self._rng, defects, specks, draw_defects=self._spoil)
             cells[cells > 0] += _NUMBERS * number
             cells[~inspected] = UNSURE
             groups.setdefault(crop.shape, []).append((pixels, cells, number))
-            drawn.append((place, marred))
+            drawn.append((place, defects > 0))
         crops = [
             Crops(
                 torch.from_numpy(np.stack([pixels for pixels, _, _ in group])),
@@ -119,8 +142,7 @@ class CropSource:
     def report(self, batch: Batch, highest: Sequence[float]) -> None:
         """The highest map value on good cells of each crop of a batch, in its order."""
         for (place, marred), value in zip(batch.drawn, highest, strict=True):
-            # Drawn defects may have covered what was hard there.
-            before = self._hardest.get(place, 0.0) if marred else 0.0
+            before = self._fades * self._hardest.get(place, 0.0) if marred else 0.0
             self._hardest[place] = max(value, before)
         ranked = sorted(self._hardest.items(), key=lambda item: -item[1])
         self._hardest = dict(ranked[:REMEMBERED])
@@ -188,7 +210,7 @@ def spoiled_crop(
     """The crop with drawn defects, and each cell's state."""
     rows, columns = cells_hw(crop.shape[0], crop.shape[1])
     cells: NDArray[np.int64] = np.full((rows, columns), GOOD, np.int64)
-    if not defects:
+    if not defects + specks:
         return crop, cells
     scene = crop[..., 0] if crop.shape[2] == 1 else crop
     marred, where = draw_defects(

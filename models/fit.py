@@ -24,7 +24,7 @@ from torch import distributed
 
 from models.checkpoint import load_state, save_state
 from models.compute import compute_type, one_cycle
-from models.crops import GOOD, Batch, CropSource
+from models.crops import GOOD, Batch, CropSource, gathered
 from models.efficientad import StudentTeacher
 from models.errors import DataError
 from models.muon import Muon
@@ -192,7 +192,7 @@ class _Loop:
             self._rng,
             batch=settings.batch,
             crop_px=settings.crop_px,
-            spoiled=settings.spoiled,
+            counts=gathered(settings.spoiled),
             revisited=settings.revisited,
             augmentation=settings.augment,
         )

@@ -19,8 +19,8 @@ from models.variants import FRAME_MARGIN_PX, STRIDE
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
-MAX_STATISTICS_TILES = 48
-MAX_QUANTILE_TILES = 32
+MAX_STATISTICS_TILES = 1024
+MAX_QUANTILE_TILES = 256
 MAX_QUANTILE_VALUES = 1 << 22
 
 
@@ -29,7 +29,7 @@ def measure_teacher(model: StudentTeacher, tiles: TileSet, seed: int, report: Pr
     """Set `feature_mean` and `feature_std` to those of the teacher over the training tiles.
 
     Each tile's mean and squared deviations from it, in float64, merged exactly (Chan, Golub and
-    LeVeque 1979). Of at most 48 tiles, drawn by the seed: 200,000 cells of 256 px tiles.
+    LeVeque 1979). Of all tiles; of more than 1024, so many of them, drawn by the seed.
     """
     count = 0
     device = model.feature_mean.device
@@ -73,7 +73,7 @@ def map_quantiles(
     """The local map's values at `q_a` and `q_b` over tiles of held-out images, where inspected.
 
     find_object: tiles with too little of it count as little as in training; None: all count. At
-    most 32 tiles and 2^22 values, drawn by the seed (`torch.quantile` refuses over 2^24).
+    most 256 tiles and 2^22 values, as many of each, drawn by the seed.
     """
     device = next(model.parameters()).device
     places = []
@@ -96,19 +96,20 @@ def map_quantiles(
             "from: look at the mask, or hold out more"
         )
     chosen = some(len(places), MAX_QUANTILE_TILES, settings.seed)
-    maps = []
+    maps, at_hand = [], None
     for done, index in enumerate(chosen, start=1):
         path, tile = places[index]
         cells = _inspected_cells(inspected, tile)
-        padded = pad_frame(read_image(path, model.in_channels), FRAME_MARGIN_PX)
+        if path != at_hand:  # in rising order: one image's tiles follow one another
+            padded = pad_frame(read_image(path, model.in_channels), FRAME_MARGIN_PX)
+            at_hand = path
         both = 2 * FRAME_MARGIN_PX
         rows, columns = tile.top + tile.height + both, tile.left + tile.width + both
         piece = as_batch(padded[tile.top : rows, tile.left : columns])
-        maps.append(model.local_map(piece.to(device))[0].cpu().numpy()[cells])
+        values = model.local_map(piece.to(device))[0].cpu().numpy()[cells]
+        maps.append(values[some(values.size, MAX_QUANTILE_VALUES // len(chosen), settings.seed)])
         report("measure quantiles", done, len(chosen))
     values = np.concatenate(maps)
-    if values.size > MAX_QUANTILE_VALUES:
-        values = values[some(values.size, MAX_QUANTILE_VALUES, settings.seed)]
     low, high = np.quantile(values, [settings.q_a, settings.q_b])
     return float(low), float(high)
 

@@ -1,8 +1,9 @@
 """Defects that only a wide view can tell from good structure, beside those of `models.defects`.
 
-On pictures of few tones (boards, masks) bridges: from an edge to the next one, in the tone that
-lies behind the first; a short between two tracks, a cut through one. On others those and what
-reaches far over a surface (`models.surface_defects`).
+On pictures of few tones (boards, masks) bridges and blots. A bridge goes from an edge to the next
+one, in the tone that lies behind the first; a short between two tracks, a cut through one. A blot
+lies by itself in the midst of a tone, and its uneven outline is all that tells it from a bore or a
+pad. On others bridges and what reaches far over a surface (`models.surface_defects`).
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from models.defects import (
     structure,
     to_tones,
 )
-from models.surface_defects import Drawn, draw_crack, draw_patch, draw_shade
+from models.surface_defects import Drawn, Flags, draw_crack, draw_patch, draw_shade
 
-BRIDGES = 0.35
-"""Their share of the drawn defects on pictures of few tones."""
+TONES_SHARES = {"bridge": 0.28, "blot": 0.2}
+"""Of the drawn defects on pictures of few tones; the others are those of `models.defects`."""
 SHARES = {"bridge": 0.05, "crack": 0.25, "shade": 0.15, "patch": 0.15}
 """On others."""
+NEAR_SHARES = {"bridge": 0.025, "crack": 0.5, "patch": 0.075}
+"""On others, for a view beside a coarser one, which sees shades better."""
 BRIDGE_PX = 80
 """At most so far from an edge to the next."""
 CLEAN = 0.5
@@ -38,17 +41,24 @@ purpose: the hardest to tell from what belongs there."""
 BRIDGE_WIDTH_PX, CLEAN_WIDTH_PX = (3, 18), (3, 9)
 LEAST_EDGE = 0.1
 """Of the grey range."""
+BLOT_PX = (2.5, 12.0)
+"""Radius."""
+AROUND_BLOT = 0.97
+"""Share of its surroundings that is of one tone."""
 TRIES = 16
 LEAST_SEEN_PX = 9
 Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def spoil_wide(
-    rng: Rng, picture: Picture, count: int, *, specks: int = 0
+    rng: Rng, picture: Picture, count: int, *, specks: int = 0, near: bool = False
 ) -> tuple[Picture, NDArray[np.int16]]:
-    """As `models.defects.spoil`, with defects that reach far among them; at most one shade."""
+    """As `models.defects.spoil`, with defects that reach far among them; at most one shade.
+
+    near: there is a coarser view as well.
+    """
     tones, places = few_tones(picture), structure(picture)
-    shares = {"bridge": BRIDGES} if tones is not None else SHARES
+    shares = TONES_SHARES if tones is not None else NEAR_SHARES if near else SHARES
     kinds = [*shares, "plain"]
     chosen = rng.multinomial(count, [*shares.values(), 1 - sum(shares.values())])
     counts = dict(zip(kinds, chosen.tolist(), strict=True))
@@ -65,6 +75,7 @@ def spoil_wide(
         where = np.where(where == 0, region, where)
     draws: dict[str, Callable[[], Drawn | None]] = {
         "bridge": lambda: _bridge(rng, marred, places, tones),
+        "blot": lambda: _blot(rng, marred),
         "crack": lambda: draw_crack(rng, marred),
         "patch": lambda: draw_patch(rng, marred),
     }
@@ -118,6 +129,47 @@ def _bridge(
             to_tones(window, tones)
         return Drawn(spot, *seen_change(before, window, SEEN_SIGMA))
     return None
+
+
+def _blot(rng: Rng, picture: Picture) -> Drawn | None:
+    """Draw one in place. None: no room, or no other tone was met."""
+    low, high = BLOT_PX
+    radius = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    reach = int(2 * radius) + 4
+    height, width = picture.shape[:2]
+    if min(height, width) <= 2 * reach + 1:
+        return None
+    mask = _uneven_disc(rng, radius, reach)
+    for _ in range(TRIES):
+        row, column = (int(rng.integers(reach, side - reach)) for side in (height, width))
+        spot = (slice(row - reach, row + reach + 1), slice(column - reach, column + reach + 1))
+        window, ground = picture[spot], picture[row, column].copy()
+        same = np.abs(window - ground).reshape(*mask.shape, -1).max(axis=2) < LEAST_EDGE
+        tone = picture[int(rng.integers(height)), int(rng.integers(width))].copy()
+        if same.mean() < AROUND_BLOT or np.abs(tone - ground).max() < LEAST_EDGE:
+            continue
+        before = window.copy()
+        window[mask] = tone
+        return Drawn(spot, *seen_change(before, window, SEEN_SIGMA))
+    return None
+
+
+def _uneven_disc(rng: Rng, radius: float, reach: int) -> Flags:
+    """In the middle of a square of 2 reach + 1 pixels."""
+    angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    unevenness, away = rng.uniform(0.2, 1), np.ones(64)
+    for wave in range(2, 7):
+        phase = rng.uniform(0, 2 * np.pi)
+        away += rng.normal(scale=unevenness / wave) * np.cos(wave * angle + phase)
+    away = radius * np.clip(away, 0.35, 1.8)
+    along, beside = away * np.cos(angle), away * np.sin(angle) * rng.uniform(0.6, 1)
+    turn = rng.uniform(0, np.pi)
+    x = along * np.cos(turn) - beside * np.sin(turn)
+    y = along * np.sin(turn) + beside * np.cos(turn)
+    disc = np.zeros((2 * reach + 1,) * 2, np.uint8)
+    outline = np.rint(16 * (reach + np.stack([x, y], axis=1))).astype(np.int32)
+    cv2.fillPoly(disc, [outline], 1, shift=4)
+    return disc > 0
 
 
 def _ends(

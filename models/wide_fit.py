@@ -1,7 +1,7 @@
 """The training of the wide view (`models.wide` tells what it is).
 
-1. Crops of good tiles, half of them with drawn defects (`models.wide_defects`); they come back to
-   where good surface looks worst (`models.crops`).
+1. Crops of good tiles with drawn defects (`models.wide_defects`), scattered over them; they come
+   back to where good surface looks worst (`models.crops`).
 2. A logistic loss on each cell: the mean of the good ones and of the hardest of them, and the mean
    of each defect, however large.
 3. Muon (`models.muon`), one cycle of the learning rate. Batch normalisation (Ioffe and Szegedy,
@@ -29,7 +29,7 @@ from torch.nn import functional
 from models.augment import Augmentation
 from models.checkpoint import load_state, save_state
 from models.compute import compute_type, seeded
-from models.crops import GOOD, UNSURE, Batch, CropSource
+from models.crops import GOOD, UNSURE, Batch, CropSource, scattered
 from models.errors import DataError
 from models.fit import SAVE_SECONDS, first_process
 from models.images import read_image
@@ -48,6 +48,8 @@ WARM_UP = 0.05
 MAX_GRADIENT = 1.0
 GOOD_WEIGHT, HARD_WEIGHT, HARD_SHARE = 3.0, 0.3, 1 / 200
 HIGHEST_LOGIT = 20.0
+FADES = 0.5
+"""Nearly all crops have drawn defects: see `CropSource`."""
 LEAST_STATES = 8
 """So often the state is written, however fast the training is."""
 MOST_LOOKED_AT = 48
@@ -90,6 +92,7 @@ def train_wide(
             cut(scale),
             channels,
             scale=scale,
+            near=scale < max(settings.wide_scales),
             steps=settings.wide_steps,
             crop_px=settings.wide_crop_px,
             augmentation=settings.augment,
@@ -111,6 +114,7 @@ def fit_wide(
     channels: int,
     *,
     scale: int = 1,
+    near: bool = False,
     steps: int,
     crop_px: int,
     augmentation: Augmentation,
@@ -124,8 +128,8 @@ def fit_wide(
     """Train on crops of good tiles of this scale, `crop_px` made up to whole `GRID_PX`; the view's
     level is still 0 (`good_level`).
 
-    state: written now and then, of this `key`; `resume` goes on from it. Several processes
-    (`torchrun`) all do the same, and the first one writes.
+    near: see `spoil_wide`. state: written now and then, of this `key`; `resume` goes on from it.
+    Several processes (`torchrun`) all do the same, and the first one writes.
     Raises `DataError` when the training diverges: the state before it stays on disk.
     """
     crop_px = -(-crop_px // GRID_PX) * GRID_PX
@@ -137,10 +141,11 @@ def fit_wide(
         rng,
         batch=BATCH,
         crop_px=crop_px,
-        spoiled=0.5,
+        counts=scattered,
         revisited=0.5,
+        fades=FADES,
         augmentation=augmentation,
-        draw_defects=spoil_wide,
+        draw_defects=partial(spoil_wide, near=near),
     )
     optimiser = Muon(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     half, kind = compute_type(torch.device(device)), torch.device(device).type

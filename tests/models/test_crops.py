@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.crops import GOOD, REVISIT_PX, UNSURE, CropSource, spoiled_crop
+from models.crops import (
+    GOOD,
+    REVISIT_PX,
+    SCATTERED_PER_PX,
+    UNSURE,
+    CropSource,
+    Place,
+    gathered,
+    scattered,
+    spoiled_crop,
+)
 from models.tiles import TileSet, cells_hw
 from models.untrained import textured_frame
 
@@ -25,10 +35,13 @@ def tile_set(shapes: list[tuple[int, int, int]]) -> TileSet:
     )
 
 
-def source(tiles: TileSet, seed: int = 0, **changes: float) -> CropSource:
-    shares = {"spoiled": 0.5, "revisited": 0.0} | changes
-    rng = np.random.default_rng(seed)
-    return CropSource(tiles, rng, batch=6, crop_px=64, **shares)
+def source(
+    tiles: TileSet, seed: int = 0, *, spoiled: float = 0.5, revisited: float = 0.0, fades: float = 1
+) -> CropSource:
+    rng, counts = np.random.default_rng(seed), gathered(spoiled)
+    return CropSource(
+        tiles, rng, batch=6, crop_px=64, counts=counts, revisited=revisited, fades=fades
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -119,6 +132,34 @@ def test_hard_places_come_back() -> None:
             continue
         break
     assert again >= 1
+
+
+@pytest.mark.parametrize("fades", [1.0, 0.5, 0.0])
+def test_a_hard_place_under_drawn_defects_fades(fades: float) -> None:
+    crops = source(tile_set([(61, 61, 1)]), spoiled=1.0, fades=fades)
+    crops.remember([[0, 0, 0, 8.0]])
+    batch = crops.draw()
+    assert {place for place, _ in batch.drawn} == {Place(0, 0, 0)}
+    crops.report(batch, [1.0] * 6)
+    assert crops.remembered() == [[0, 0, 0, max(1.0, 8 * fades**6)]]
+
+
+def test_scattered_defects_tell_nothing_of_one_another() -> None:
+    rng = np.random.default_rng(0)
+    area = round(4 / SCATTERED_PER_PX)
+    counts, specks = np.transpose([scattered(rng, area) for _ in range(4000)])
+    assert counts.mean() == pytest.approx(4, abs=0.15)
+    assert counts.var() == pytest.approx(4, abs=0.4)  # a Poisson process, not half of them empty
+    assert abs(np.corrcoef(counts, specks)[0, 1]) < 0.1
+    assert {scattered(rng, 0)[0] for _ in range(9)} == {0}
+
+
+@pytest.mark.parametrize("specks", [0, 4])
+def test_a_crop_without_defects_is_good_throughout(specks: int) -> None:
+    crop = textured_frame(96, 96, 1, seed=1)
+    pixels, cells = spoiled_crop(crop, np.random.default_rng(0), 0, specks)
+    assert (cells == GOOD).all()
+    assert np.array_equal(pixels, crop) == (specks == 0)
 
 
 def test_one_seed_one_series() -> None:
