@@ -17,7 +17,7 @@ from models.variants import MARGIN_PX, RECEPTIVE_FIELD_PX, STRIDE
 
 GOOD, UNSURE = 0, -1
 """States of a cell: repeat the teacher; nothing is asked. k > 0: drawn defect k can be seen."""
-GATHERED_PER_PX, SCATTERED_PER_PX = 3 / 128**2, 3 / 256**2
+GATHERED_PER_PX, SCATTERED_PER_PX = 3 / 128**2, 4 / 256**2
 """Drawn defects: see `gathered` and `scattered`."""
 SPECKS = 3
 """Defects too small to matter, beside the others."""
