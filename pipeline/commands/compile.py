@@ -23,8 +23,10 @@ from pipeline.station import Station, shared_engines
 from pipeline.types import MIN_SIDE_PX
 from pipeline.window import inspected_window
 
-AHEAD = ("tensorrt",)
-"""Runtimes whose engines are compiled for minutes, and kept."""
+MINUTES = ("tensorrt",)
+"""Runtimes that compile for minutes."""
+KEPT = ("tensorrt", "openvino")
+"""Those whose engines are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ def command(
         typer.Option(help="HEIGHTxWIDTH of the frames in pixels; may be given more than once."),
     ] = None,
     runtime: Annotated[
-        str, typer.Option(help="tensorrt, or another, which then is only opened and checked.")
+        str, typer.Option(help="tensorrt, or another: openvino takes a blink and is kept too.")
     ] = "tensorrt",
     precision: Annotated[
         str, typer.Option(help="auto, or one of the runtime's: of tensorrt fp16, bf16, f32.")
@@ -96,7 +98,7 @@ def command(
     console = Console(stderr=True, quiet=as_json)
     opened = []
     for height, width in sizes:
-        hint = ", which takes minutes if it is not there yet" if name in AHEAD else ""
+        hint = ", which takes minutes if it is not there yet" if name in MINUTES else ""
         with console.status(f"{name}/{chosen} for {height}x{width}{hint}"):
             size = (height, width, loaded.in_channels)
             batch = (line.worker if line else WorkerConfig()).max_batch
@@ -149,7 +151,7 @@ def _open(
 
 
 def _engines(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("*.pt2")} if folder.is_dir() else set()
+    return {path.stem for path in folder.glob("[!.]*.sha256")} if folder.is_dir() else set()
 
 
 def _sizes(texts: Sequence[str], line: LineConfig | None) -> list[tuple[int, int]]:
@@ -172,10 +174,10 @@ def _sizes(texts: Sequence[str], line: LineConfig | None) -> list[tuple[int, int
 def _print(opened: Sequence[Opened], runtime: str, folder: Path) -> None:
     table = Table("frame", "engine", "seconds", "compiled")
     for one in opened:
-        files = "\n".join(one.compiled) or ("was there" if runtime in AHEAD else "not needed")
+        files = "\n".join(one.compiled) or ("was there" if runtime in KEPT else "not needed")
         table.add_row(f"{one.height}x{one.width}", one.engine_id, f"{one.seconds:.1f}", files)
     Console().print(table)
-    if runtime in AHEAD:
+    if runtime in KEPT:
         print(f"engines: {folder}")
     else:
         print(f"{runtime} compiles when it is opened: nothing has to be compiled ahead.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from models.runtimes.openvino_models import KEPT, SUFFIX, Compiled, OnDisk, arra
 from models.tiles import pad_frame
 from models.untrained import textured_frame, untrained_bundle
 from models.variants import FRAME_MARGIN_PX, map_hw
+from pipeline.cli import run
 
 PIXELS = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -187,3 +189,18 @@ def test_an_engine_of_kept_models_says_the_same(tmp_path: Path, global_branch: b
         bundle, "openvino", "f32", shapes=[(96, 128, 1)], cache_dir=folder, calibrating=True
     ).close()
     assert [path.stat().st_ino for path in kept(folder)] == times
+
+
+def test_compile_keeps_what_the_station_finds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, folder = str(untrained_bundle(tmp_path)), tmp_path / "engines"
+    asked = ["compile", bundle, "--runtime", "openvino/f32", "--shape", "64x96"]
+    compiled = []
+    for _ in range(2):
+        assert run([*asked, "--cache-dir", str(folder), "--json"]) == 0
+        [opened] = json.loads(capsys.readouterr().out)["opened"]
+        compiled.append(opened["compiled"])
+    assert compiled == [[path.name for path in kept(folder)], []]
+    assert run([*asked, "--cache-dir", str(folder)]) == 0
+    assert "was there" in capsys.readouterr().out
