@@ -31,8 +31,6 @@ TONES_SHARES = {"bridge": 0.28, "blot": 0.2}
 """Of the drawn defects on pictures of few tones; the others are those of `models.defects`."""
 SHARES = {"bridge": 0.05, "crack": 0.25, "shade": 0.15, "patch": 0.15}
 """On others."""
-NEAR_SHARES = {"bridge": 0.025, "crack": 0.5, "patch": 0.075}
-"""On others, for a view beside a coarser one, which sees shades better."""
 BRIDGE_PX = 80
 """At most so far from an edge to the next."""
 CLEAN = 0.5
@@ -51,14 +49,11 @@ Places = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def spoil_wide(
-    rng: Rng, picture: Picture, count: int, *, specks: int = 0, near: bool = False
+    rng: Rng, picture: Picture, count: int, *, specks: int = 0
 ) -> tuple[Picture, NDArray[np.int16]]:
-    """As `models.defects.spoil`, with defects that reach far among them; at most one shade.
-
-    near: there is a coarser view as well.
-    """
+    """As `models.defects.spoil`, with defects that reach far among them; at most one shade."""
     tones, places = few_tones(picture), structure(picture)
-    shares = TONES_SHARES if tones is not None else NEAR_SHARES if near else SHARES
+    shares = TONES_SHARES if tones is not None else SHARES
     kinds = [*shares, "plain"]
     chosen = rng.multinomial(count, [*shares.values(), 1 - sum(shares.values())])
     counts = dict(zip(kinds, chosen.tolist(), strict=True))

@@ -52,6 +52,7 @@ FADES = 0.5
 """Nearly all crops have drawn defects: see `CropSource`."""
 LEAST_STATES = 8
 """So often the state is written, however fast the training is."""
+SEAM_PX = 16
 MOST_LOOKED_AT = 48
 """Held-out images for the level."""
 Progress = Callable[[str, int, int], None]
@@ -92,7 +93,6 @@ def train_wide(
             cut(scale),
             channels,
             scale=scale,
-            near=scale < max(settings.wide_scales),
             steps=settings.wide_steps,
             crop_px=settings.wide_crop_px,
             augmentation=settings.augment,
@@ -114,7 +114,6 @@ def fit_wide(
     channels: int,
     *,
     scale: int = 1,
-    near: bool = False,
     steps: int,
     crop_px: int,
     augmentation: Augmentation,
@@ -128,7 +127,7 @@ def fit_wide(
     """Train on crops of good tiles of this scale, `crop_px` made up to whole `GRID_PX`; the view's
     level is still 0 (`good_level`).
 
-    near: see `spoil_wide`. state: written now and then, of this `key`; `resume` goes on from it.
+    state: written now and then, of this `key`; `resume` goes on from it.
     Several processes (`torchrun`) all do the same, and the first one writes.
     Raises `DataError` when the training diverges: the state before it stays on disk.
     """
@@ -145,7 +144,7 @@ def fit_wide(
         revisited=0.5,
         fades=FADES,
         augmentation=augmentation,
-        draw_defects=partial(spoil_wide, near=near),
+        draw_defects=spoil_wide,
     )
     optimiser = Muon(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     half, kind = compute_type(torch.device(device)), torch.device(device).type
@@ -210,7 +209,9 @@ def good_level(
 ) -> float:
     """The median, over good images, of the highest z of an image; see `WideView.level`.
 
-    inspected: bool (H, W); cells outside of it do not count.
+    A seam of `SEAM_PX` does not count: what is beyond a frame's side is made up, and the highest
+    z there would keep silent what is found inside. inspected: bool (H, W); nor do cells outside
+    of it.
     """
     infer = open_wide_torch(view, device)
     counted = None if inspected is None else inspected[::STRIDE, ::STRIDE]
@@ -218,7 +219,12 @@ def good_level(
     for number, path in enumerate(paths[:MOST_LOOKED_AT]):
         padded = pad_frame(read_image(path, view.in_channels), FRAME_MARGIN_PX)
         z = logits(infer, padded, view.scale)
-        highest.append(float(z.max() if counted is None else z[counted].max()))
+        if counted is not None:
+            z = np.where(counted, z, -np.inf)
+        inner = z[SEAM_PX // STRIDE : -SEAM_PX // STRIDE, SEAM_PX // STRIDE : -SEAM_PX // STRIDE]
+        highest.append(float(inner.max(initial=-np.inf)))
+        if not math.isfinite(highest[-1]):  # nothing of it counts
+            highest[-1] = float(z.max())
         progress(number + 1, min(len(paths), MOST_LOOKED_AT))
     return float(np.median(highest))
 

@@ -55,21 +55,6 @@ def test_blots_lie_by_themselves_in_the_midst_of_a_tone(shape: tuple[int, ...]) 
     assert bright > 5
 
 
-def test_a_view_beside_a_coarser_one_leaves_shades_to_it() -> None:
-    """What else there is never covers a fifth of a picture."""
-    grain = np.random.default_rng(0).normal(0.5, 0.03, (200, 200))
-    surface = cv2.GaussianBlur(grain, (0, 0), 0.8).astype(np.float32)
-    covered = {
-        near: [
-            float((np.abs(spoil_wide(rng, surface, 1, near=near)[0] - surface) > 0.002).mean())
-            for rng in map(np.random.default_rng, range(80))
-        ]
-        for near in (False, True)
-    }
-    assert max(covered[False]) > 0.4
-    assert max(covered[True]) < 0.2
-
-
 @pytest.mark.parametrize("tones", [1, FEW_TONES + 1, 200])
 @pytest.mark.parametrize("shape", [(40, 40), (64, 96, 3)])
 def test_pictures_of_all_kinds_are_drawn_into(tones: int, shape: tuple[int, ...]) -> None:
