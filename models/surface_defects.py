@@ -14,12 +14,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.defects import SEEN, VISIBILITY, Picture, Rng, Spot, blurred, grain
+from models.defects import SEEN, Picture, Rng, Spot, blurred, grain
 
 Mask = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 
 SHORTEST_CRACK_PX = 16.0
+CRACK_LENGTH = (0.15, 1.1)
+"""Of the picture's longer side."""
+CRACK_CONTRAST = (1.2, 4.0)
+"""In deviations of what is beside the line, shading left out."""
+BESIDE_PX, SHADING_PX = 9, 6.0
+SEEN_LINE = 0.3
 CRACK_STEP_PX = 5.0
 FINE = 4
 """Cracks are drawn so much larger, then shrunk: thinner than a pixel they are fainter lines."""
@@ -27,9 +33,9 @@ SHADE_RIM_PX = 8.0
 """Which side of a line across the surface is the defect nobody can say: its rim is."""
 SMALLEST_PATCH_PX, LARGEST_PATCH = 6.0, 0.35
 """The latter: share of the picture's side."""
-FAINTEST_CRACK, FAINTEST_SHADE, FAINTEST_PATCH = 0.25, 0.35, 1.0
-"""In deviations of the surroundings, or of the grain: what is fainter is not asked for."""
-LEAST_DEVIATION = 0.01
+FAINTEST_SHADE, FAINTEST_PATCH = 0.35, 1.0
+"""In deviations of the grain: what is fainter is not asked for."""
+LEAST_DEVIATION, LEAST_CONTRAST = 0.01, 0.03
 LEAST_CHANGE = 1 / 255
 
 
@@ -53,16 +59,19 @@ def draw_crack(rng: Rng, picture: Picture) -> Drawn | None:
         return None
     spot = (slice(int(low[0]), int(high[0])), slice(int(low[1]), int(high[1])))
     line = _line(rng, points - low, (int(high[0] - low[0]), int(high[1] - low[1])))
+    seen = line > SEEN_LINE
+    if not seen.any():
+        return None
     window = picture[spot]
     before = window.copy()
-    contrast = 5 ** rng.random() * _deviation(before)
-    visible = VISIBILITY * grain(before) / max(1.0, float(np.linalg.norm(line)))
-    strength = max(contrast, 0.03, visible) * (-1 if rng.random() < 0.8 else 1)
-    window += np.float32(strength) * _over(line, window)
+    beside = cv2.dilate(seen.astype(np.uint8), np.ones((BESIDE_PX, BESIDE_PX), np.uint8)) > 0
+    low_contrast, high_contrast = CRACK_CONTRAST
+    contrast = low_contrast * (high_contrast / low_contrast) ** rng.random()
+    deviation = (before - blurred(before, SHADING_PX))[beside].std(axis=0).mean()
+    strength = max(contrast * max(LEAST_DEVIATION, float(deviation)), LEAST_CONTRAST)
+    window += np.float32(strength * (-1 if rng.random() < 0.85 else 1)) * _over(line, window)
     np.clip(window, 0, 1, out=window)
-    change = window - before
-    strong = _size(blurred(change, 1.0)) > FAINTEST_CRACK * _deviation(before)
-    return Drawn(spot, (line > 0.35) & strong, _size(change) > LEAST_CHANGE)
+    return Drawn(spot, seen, _size(window - before) > LEAST_CHANGE)
 
 
 def draw_shade(rng: Rng, picture: Picture) -> Drawn | None:
@@ -132,17 +141,16 @@ def draw_patch(rng: Rng, picture: Picture) -> Drawn | None:
 def _walk(rng: Rng, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Points (row, column) along a line that keeps its direction more or less."""
     height, width = shape[:2]
-    longest = max(2 * SHORTEST_CRACK_PX, 0.9 * max(height, width))
-    length = float(np.exp(rng.uniform(np.log(SHORTEST_CRACK_PX), np.log(longest))))
+    length = max(SHORTEST_CRACK_PX, max(height, width) * float(rng.uniform(*CRACK_LENGTH)))
     begin = np.array([rng.uniform(0, height), rng.uniform(0, width)])
     if rng.random() < 0.4:  # from a side
         axis = int(rng.integers(2))
         begin[axis] = rng.choice([0, shape[axis] - 1])
         begin += rng.normal(scale=6, size=2)
     heading = float(rng.uniform(0, 2 * np.pi))
-    if rng.random() < 0.4:
-        heading = float(np.pi / 2 * rng.integers(4) + rng.normal(scale=0.1))
-    restless = float(np.exp(rng.uniform(np.log(0.02), np.log(0.4))))
+    if rng.random() < 0.8:  # along the sides, as grain and stress are
+        heading = float(np.pi / 2 * rng.integers(4) + rng.normal(scale=0.15))
+    restless = float(np.exp(rng.uniform(np.log(0.04), np.log(0.25))))
     points, angle = [begin], heading
     steps = max(4, int(length / CRACK_STEP_PX))
     for _ in range(steps):
@@ -154,8 +162,6 @@ def _walk(rng: Rng, shape: tuple[int, ...]) -> NDArray[np.float64]:
 def _line(rng: Rng, points: NDArray[np.float64], shape: tuple[int, int]) -> Mask:
     """0..1: a line through points of a window, of uneven width, often thinner to its end."""
     thickness = float(np.exp(rng.uniform(np.log(0.8), np.log(5))))
-    if rng.random() < 0.2:
-        thickness = float(rng.uniform(3, 7))
     tapers = rng.random() < 0.6
     fine = np.zeros((FINE * shape[0], FINE * shape[1]), np.float32)
     corners = np.rint(FINE * points[:, ::-1]).astype(int).tolist()
@@ -227,10 +233,6 @@ def _other_surface(rng: Rng, picture: Picture) -> Picture:
     other = np.ascontiguousarray(others[int(rng.integers(len(others)))])
     fine = (other - blurred(other, 15)) - (picture - blurred(picture, 15))
     return fine + np.float32(sign * max(0.008, deviation * rng.uniform(0.2, 1.5)))
-
-
-def _deviation(window: Picture) -> float:
-    return max(LEAST_DEVIATION, float(window.std(axis=(0, 1)).mean()))
 
 
 def _size(change: Picture) -> Mask:

@@ -15,8 +15,8 @@ there are, and what the student alone sees must still show.
 2. `forward`, which each runtime fills with its own operations.
 3. Cell (i, j) of the scale's map is cell (i + 4, j + 4) of that; between them linear.
 
-Several views, each with a scale of its own, weigh together: of each cell the highest z counts, each
-less its own level. One sees thin cracks, the other one shades.
+Several views, each with a scale of its own, weigh together: of each cell the sum of their z counts,
+each less its own level and at least `LEAST`. One sees thin cracks, the other one shades.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WIDTHS = (24, 48, 96, 128, 128)
 VIEW_PX = 236
 """What lies further away from a cell changes no z: 236 px before it, 205 behind."""
 PROBE_PX = 320
-TOLERANCE = 0.05
+TOLERANCE = 0.025
 """Of z: a fortieth of the map."""
 SCALE, LEVEL, PROBE, ANSWER = "scale", "level", "probe", "answer"
 """Beside the weights in a file."""
@@ -47,7 +47,7 @@ GRID_PX = 2 ** len(WIDTHS)
 BLOCK_PX = 2048
 OVERLAP_PX = 512
 """Twice the view and more: blocks say exactly what the whole would."""
-POWER = 0.5
+POWER = 1.0
 LEAST, MOST = -2.0, 8.0
 Floats = NDArray[np.float32]
 Image = NDArray[np.uint8]
@@ -289,12 +289,13 @@ def _within(cells: slice, begin_px: int) -> slice:
 
 
 def above_level(views: Sequence[WideView], infers: Sequence[Infer], padded: Image) -> Floats:
-    """Of each cell of a frame the highest z of all views, each less its level; see `logits`."""
+    """Of each cell of a frame the sum of all views' z, each less its level and at least `LEAST`, so
+    that none keeps another one silent; see `logits`."""
     found = [
-        logits(infer, padded, view.scale) - np.float32(view.level)
+        np.maximum(logits(infer, padded, view.scale) - np.float32(view.level), np.float32(LEAST))
         for view, infer in zip(views, infers, strict=True)
     ]
-    return np.asarray(reduce(np.maximum, found), np.float32)
+    return np.asarray(reduce(np.add, found), np.float32)
 
 
 def weigh(raw_map: Floats, above: Floats) -> None:

@@ -79,6 +79,7 @@ FORBIDDEN: list[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]] =
         (
             "models.runtimes.openvino_",
             "models.runtimes.openvino_graph",
+            "models.runtimes.openvino_models",
             "models.runtimes.whole_openvino",
             "models.runtimes.wide_openvino",
         ),
