@@ -19,8 +19,8 @@ from models.variants import FRAME_MARGIN_PX, STRIDE
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
-MAX_STATISTICS_TILES = 1024
-MAX_QUANTILE_TILES = 256
+MAX_STATISTICS_TILES = 256
+MAX_QUANTILE_TILES = 64
 MAX_QUANTILE_VALUES = 1 << 22
 
 
@@ -29,7 +29,7 @@ def measure_teacher(model: StudentTeacher, tiles: TileSet, seed: int, report: Pr
     """Set `feature_mean` and `feature_std` to those of the teacher over the training tiles.
 
     Each tile's mean and squared deviations from it, in float64, merged exactly (Chan, Golub and
-    LeVeque 1979). Of all tiles; of more than 1024, so many of them, drawn by the seed.
+    LeVeque 1979). Of all tiles; of more than 256, so many of them, drawn by the seed.
     """
     count = 0
     device = model.feature_mean.device
@@ -73,7 +73,7 @@ def map_quantiles(
     """The local map's values at `q_a` and `q_b` over tiles of held-out images, where inspected.
 
     find_object: tiles with too little of it count as little as in training; None: all count. At
-    most 256 tiles and 2^22 values, as many of each, drawn by the seed.
+    most 64 tiles and 2^22 values, as many of each, drawn by the seed.
     """
     device = next(model.parameters()).device
     places = []

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.checkpoint import load_state, save_state
+from models.checkpoint import FORMAT, load_state, save_state
 from models.compute import one_cycle
 from models.efficientad import StudentTeacher
 from models.errors import DataError
@@ -274,7 +274,7 @@ def test_a_state_of_something_else_is_not_taken(tmp_path: Path) -> None:
     path = tmp_path / "s.state"
     assert load_state(path, "key") is None
     save_state(path, "key", {"step": 3})
-    assert load_state(path, "key") == {"format": 2, "key": "key", "step": 3}
+    assert load_state(path, "key") == {"format": FORMAT, "key": "key", "step": 3}
     assert load_state(path, "other") is None
     whole = path.read_bytes()
     for damaged in (b"", whole[:100], b"no state", whole[:-200]):

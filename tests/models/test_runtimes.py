@@ -29,6 +29,7 @@ from models.runtimes import openvino_ as openvino_module
 from models.runtimes.base import EngineOptions, Runtime
 from models.runtimes.null import CALIBRATION, NullRuntime
 from models.runtimes.openvino_ import OpenVinoRuntime
+from models.runtimes.openvino_models import KEPT
 from models.tiles import pad_frame
 from models.untrained import textured_frame, untrained_bundle, untrained_model
 from models.variants import FRAME_MARGIN_PX, map_hw
@@ -138,9 +139,9 @@ def test_openvino_in_strips_equals_openvino_whole(bundles: dict[int, Bundle]) ->
 def test_openvino_keeps_a_bounded_number_of_shapes(bundles: dict[int, Bundle]) -> None:
     options = EngineOptions(threads=2, shapes=((40, 40, 1),))
     runtime = OpenVinoRuntime(bundles[1].graph(), options)
-    for width in range(33, 33 + 2 * openvino_module.KEPT, 1):
+    for width in range(33, 33 + 2 * KEPT, 1):
         infer(runtime, [textured_frame(33, width, 1)])
-    assert runtime.compiled_shapes == openvino_module.KEPT + 1
+    assert runtime.compiled_shapes == KEPT + 1
 
 
 @pytest.mark.parametrize(
