@@ -58,13 +58,13 @@ class Plan:
 PLANS = {
     "deeppcb": Plan(
         TrainingSettings(
-            steps=2000,
+            steps=1500,
             accumulate=2,
             augment=Augmentation(mirror=True, quarter_turns=True),
             precedents=True,
             wide_view=True,
             wide_crop_px=256,
-            wide_steps=6000,
+            wide_steps=5000,
             validations=4,
         ),
         Recipe(box_fraction=0.5, box_margin_px=12),
@@ -72,11 +72,11 @@ PLANS = {
     "magnetic_tile": Plan(
         TrainingSettings(
             scales=(1, 2),
-            steps=3000,
+            steps=1500,
             augment=Augmentation(mirror=True),
             wide_view=True,
             wide_scales=(1, 2),
-            wide_steps=6000,
+            wide_steps=5000,
             validations=4,
         ),
         Recipe(box_fraction=0.4, edge_px=16),
