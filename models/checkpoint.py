@@ -14,7 +14,6 @@ import os
 import pickle
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,16 @@ from models.errors import DataError
 FORMAT = 3
 
 
+def _program() -> str:
+    """Hash of this package's sources: what is drawn, measured and stepped by."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+PROGRAM = _program()
+"""Of the modules that run: an update in the middle of a training does not mix two programs."""
+
+
 def training_key(files: Sequence[Path], about: Sequence[Any], device: str) -> str:
     """Of all that decides the weights: the images, what else is named, machine and program."""
     stats = [(file, file.stat()) for file in files]
@@ -34,7 +43,7 @@ def training_key(files: Sequence[Path], about: Sequence[Any], device: str) -> st
     processes = distributed.get_world_size() if distributed.is_initialized() else 1
     on = torch.device(device)
     machine = [torch.get_num_threads(), processes, on.type, str(compute_type(on))]
-    program = [torch.__version__, version("linewatch")]
+    program = [torch.__version__, PROGRAM]
     whole = json.dumps([seen, *about, machine, program])
     return hashlib.sha256(whole.encode()).hexdigest()
 

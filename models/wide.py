@@ -6,8 +6,8 @@ shade like grain. The wide view is a network in the shape of a U (Ronneberger et
 from good images alone, with defects drawn into them (`models.wide_defects`), to tell them from
 good surface (as the segmentation half of Zavrtanik et al., "DRAEM", 2021). Its logit z, less the
 level that good images reach, weighs the map, as `models.precedents` does: the map times
-exp(`POWER` z), z held between `LEAST` and `MOST`. `LEAST` is near to 0: drawn defects are not all
-there are, and what the student alone sees must still show.
+exp(`POWER` z), z held between `LEAST` and `MOST`. `LEAST` leaves the student's map a seventh:
+drawn defects are not all there are, and what the student alone sees must still show.
 
 1. The frame shrunk by the view's scale, 1 or 2 (which sees 400 px), with 16 px around,
    (h + 32, w + 32, C), in blocks of at most `BLOCK_PX` a side that overlap by `OVERLAP_PX`, its
@@ -40,7 +40,7 @@ VIEW_PX = 236
 """What lies further away from a cell changes no z: 236 px before it, 205 behind."""
 PROBE_PX = 320
 TOLERANCE = 0.025
-"""Of z: a fortieth of the map."""
+"""Of one view's z: a fortieth of the map; a twentieth where two are summed."""
 SCALE, LEVEL, PROBE, ANSWER = "scale", "level", "probe", "answer"
 """Beside the weights in a file."""
 GRID_PX = 2 ** len(WIDTHS)
@@ -111,7 +111,7 @@ class WideView:
     weights: Mapping[str, Floats]
     scale: int = 1
     level: float = 0.0
-    """The highest z of a good image: the median of held-out ones."""
+    """What good images reach, without their sides: `models.wide_fit.good_level`."""
     probe: Image | None = None
     answer: Floats | None = None
     """A block, and z of it by the reference: what every engine must say (`check_answer`)."""

@@ -6,7 +6,8 @@
    of each defect, however large.
 3. Muon (`models.muon`), one cycle of the learning rate. Batch normalisation (Ioffe and Szegedy,
    2015), which is folded into the convolutions at the end.
-4. The level above which z counts: the median of the highest z of held-out good images.
+4. The level from which z counts: the median of the highest z of held-out good images, without
+   their sides.
 
 On a CPU, one seed and one number of threads give one result.
 """

@@ -52,7 +52,7 @@ COMMANDS: dict[str, Command] = {
         "pipeline.commands.compare", "Two bundles on the same images: figures, verdicts, speed."
     ),
     "compile": Command(
-        "pipeline.commands.compile", "Compile a bundle's TensorRT engines ahead, on the station."
+        "pipeline.commands.compile", "Compile a bundle's engines ahead, on the station."
     ),
     "run": Command("pipeline.commands.run", "Run a station as a daemon, until it is told to stop."),
     "record": Command(

@@ -6,7 +6,7 @@ Needs pyzmq and msgpack alone. A DEALER or REQ socket sends one frame, a msgpack
     {v: 1, id: 7, ok: true, trigger_id: 4711}
 
     {v: 1, do: "encoder", id: 8, target: "box", count: 123456}      the belt's position, in counts
-    {v: 1, do: "status", id: 9}      -> ready, cameras, captured, decided, triggers
+    {v: 1, do: "status", id: 9}      -> ready, cameras, captured, decided, ...
     {v: 1, id: 9, ok: false, error: "what was found, what was expected"}
 
 `id` comes back in the answer. `target` is the name of a part or of a camera; it may be empty where

@@ -1,8 +1,9 @@
 """The accuracy benchmark: trained on `train`, chosen and calibrated on `val`, looked at on `test`.
 
 Run by `python -m tools.bench accuracy`. For each data set, settings are fixed here (`PLANS`); they
-were chosen on `val`. Every seed trains from nothing. Thresholds are those of `linewatch calibrate`
-on one half of val; the other half chose the state that is kept. Test images meet the detector once.
+were chosen on `val`, but for the numbers of steps, which are what two hours allow. Every seed
+trains from nothing. Thresholds are those of `linewatch calibrate` on one half of val; the other
+half chose the state that is kept. Test images meet the detector once.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class Kind(enum.StrEnum):
 def command(
     kind: Annotated[Kind, typer.Argument(help="The protocol.")],
     config: Annotated[
-        Path, typer.Argument(help="The station's configuration, such as configs/station.yaml.")
+        Path, typer.Argument(help="The station's configuration, such as configs/plc.yaml.")
     ],
     name: Annotated[
         str | None,
@@ -39,10 +39,10 @@ def command(
     with the line running or not. What the PLC sees of the parts, and what it has to do, is in
     docs/plc.md.
 
-    [bold]linewatch bridge modbus configs/station.yaml[/]
+    [bold]linewatch bridge modbus configs/plc.yaml[/]
 
-    [bold]python -m tools.plc_sim modbus --parts 1000 --rate 20[/]  a simulated PLC, in another
-    terminal
+    [bold]python -m tools.plc_sim modbus --parts 60 --rate 2 --gate-ms 1000[/]  a simulated PLC, in
+    another terminal
     """
     station = Station.of(load(config))
     names = [one for one, bridge in station.config.bridges.items() if bridge.kind == kind]

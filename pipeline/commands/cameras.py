@@ -27,7 +27,7 @@ def command(
     has is listed too, and says so. Put what [bold]--yaml[/] prints into a station's configuration,
     and look at a picture:
 
-    [bold]linewatch cameras --yaml > station.yaml[/]
+    [bold](echo 'station: line-1'; linewatch cameras --yaml) > station.yaml[/]
 
     [bold]linewatch cameras snap station.yaml NAME --out picture.png[/]
     """

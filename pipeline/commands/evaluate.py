@@ -73,7 +73,7 @@ def command(
     Engine and rule are those of the line. Images that trained the bundle, or that its thresholds
     rest on, are known by their content and left out, so the folders of `calibrate --test-share` can
     be given again. The report is one HTML file: figures with intervals, curves, and every image
-    with its heatmap, the most wrong ones first. It prints.
+    with its heatmap, the most wrong ones first. It can be printed.
 
     [bold]linewatch evaluate bundles/NAME --good test/good --bad test/bad --masks masks[/]
     """

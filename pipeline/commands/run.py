@@ -18,7 +18,7 @@ from pipeline.supervisor import Line
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="A configuration, such as configs/station.yaml.")],
+    file: Annotated[Path, typer.Argument(help="A configuration, such as configs/demo.yaml.")],
 ) -> None:
     """Run a station as a daemon, until SIGTERM, Ctrl-C, or the end of its recordings.
 
@@ -27,7 +27,7 @@ def command(
 
     [bold]linewatch run configs/demo.yaml[/]
 
-    [bold]linewatch watch tcp://127.0.0.1:5601[/]  in another terminal
+    [bold]linewatch watch tcp://127.0.0.1:5611[/]  in another terminal
     """
     config = load(file)
     logging.basicConfig(

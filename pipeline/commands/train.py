@@ -62,7 +62,10 @@ def command(
     ),
     variant: Annotated[
         str | None,
-        typer.Option(help=f"{', '.join(VARIANTS)}: larger is better and slower. [pdn_tiny]"),
+        typer.Option(
+            help=f"{', '.join(VARIANTS)}: larger ones are slower, and may find more "
+            "after long training. pdn_medium needs --teacher. [pdn_tiny]"
+        ),
     ] = None,
     color: Annotated[
         bool | None,

@@ -20,7 +20,7 @@ from pipeline.types import Label, PartVerdict
 from pipeline.wire import encode
 
 _COLORS = {Label.PASS: "green", Label.FAIL: "red", Label.INVALID: "yellow"}
-_EXITS = {Label.PASS: 0, Label.FAIL: 1, Label.INVALID: 2}
+_EXITS = {Label.PASS: 0, Label.FAIL: 1, Label.INVALID: 12}
 _FIRST_HEARTBEAT_MS = 2000
 
 
@@ -41,7 +41,7 @@ def command(
 ) -> None:
     """Have a station's cameras take a part's frames, and print the part's verdict.
 
-    Ends with 0 for `pass`, 1 for `fail`, 2 for `invalid`, 11 when the line refuses the trigger or
+    Ends with 0 for `pass`, 1 for `fail`, 12 for `invalid`, 11 when the line refuses the trigger or
     gives no verdict in time.
 
     [bold]linewatch trigger station.yaml box --part-id A-17[/]

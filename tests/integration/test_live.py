@@ -257,7 +257,7 @@ def test_a_person_asks_how_the_line_is_and_triggers_it(tmp_path: Path) -> None:
         live.control.trigger(trigger_id=1)
         live.wait_for("a", "lost")
         assert linewatch("status", str(path))[0] == 1
-        assert linewatch("trigger", str(path))[0] == 2
+        assert linewatch("trigger", str(path))[0] == 12
         assert linewatch("trigger", str(path), "nobody")[0] == ControlError.exit_code
 
 
