@@ -1,14 +1,15 @@
 """A training's state on disk, so that a killed one goes on exactly where it was.
 
 A state holds weights, the optimiser's moments, the random generator and the places to come back to.
-It appears under its name only when it is whole: written beside, synced, renamed. It belongs to one
-`key` (`training_key`); another training's state is not taken.
+It appears under its name only when it is whole: written beside with its SHA-256, synced, renamed. It
+belongs to one `key` (`training_key`); another training's state is not taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -23,7 +24,8 @@ from torch import distributed
 from models.compute import compute_type
 from models.errors import DataError
 
-FORMAT = 3
+FORMAT = 4
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def _program() -> str:
@@ -50,17 +52,24 @@ def training_key(files: Sequence[Path], about: Sequence[Any], device: str) -> st
 
 def save_state(path: Path, key: str, state: dict[str, Any]) -> None:
     """Write tensors, numbers, strings, lists and dicts of them. Raises `DataError` if it cannot."""
-    whole = {"format": FORMAT, "key": key, **state}
+    whole = io.BytesIO()
+    torch.save({"format": FORMAT, "key": key, **state}, whole)
     name = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".state-", delete=False) as file:
+        for orphan in path.parent.glob(f".{path.name}-*"):  # of one that was killed
+            orphan.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}-", delete=False
+        ) as file:
             name = file.name
-            torch.save(whole, file)
+            # torch loads what disks turn over.
+            file.write(hashlib.sha256(whole.getbuffer()).digest())
+            file.write(whole.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full disk
+    except OSError as error:
         if name is not None:
             with contextlib.suppress(OSError):
                 os.unlink(name)
@@ -73,9 +82,16 @@ def save_state(path: Path, key: str, state: dict[str, Any]) -> None:
 def load_state(path: Path, key: str) -> dict[str, Any] | None:
     """What `save_state` wrote for this key, or None: not there, damaged, or another training's."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        whole = path.read_bytes()
+    except OSError:
         return None
-    if not isinstance(found, dict) or (found.get("format"), found.get("key")) != (FORMAT, key):
+    digest, content = whole[:DIGEST_BYTES], whole[DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
         return None
-    return found
+    try:
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError):  # another torch's
+        return None
+    if (found["format"], found["key"]) != (FORMAT, key):
+        return None
+    return dict(found)

@@ -26,6 +26,8 @@ CRACK_CONTRAST = (1.2, 4.0)
 """In deviations of what is beside the line, shading left out."""
 BESIDE_PX, SHADING_PX = 9, 6.0
 SEEN_LINE = 0.3
+LEFT_OF_IT = 0.5
+"""So much of a crack's contrast must be left after clipping."""
 CRACK_STEP_PX = 5.0
 FINE = 4
 """Cracks are drawn so much larger, then shrunk: thinner than a pixel they are fainter lines."""
@@ -33,6 +35,8 @@ SHADE_RIM_PX = 8.0
 """Which side of a line across the surface is the defect nobody can say: its rim is."""
 SMALLEST_PATCH_PX, LARGEST_PATCH = 6.0, 0.35
 """The latter: share of the picture's side."""
+NEAR_CHANGE_PX = 4
+"""Nothing is asked of a shade's pixel where nothing changed so near to it."""
 FAINTEST_SHADE, FAINTEST_PATCH = 0.35, 1.0
 """In deviations of the grain: what is fainter is not asked for."""
 LEAST_DEVIATION, LEAST_CONTRAST = 0.01, 0.03
@@ -71,7 +75,9 @@ def draw_crack(rng: Rng, picture: Picture) -> Drawn | None:
     strength = max(contrast * max(LEAST_DEVIATION, float(deviation)), LEAST_CONTRAST)
     window += np.float32(strength * (-1 if rng.random() < 0.85 else 1)) * _over(line, window)
     np.clip(window, 0, 1, out=window)
-    return Drawn(spot, seen, _size(window - before) > LEAST_CHANGE)
+    change = _size(window - before)
+    seen &= change >= LEFT_OF_IT * strength * line  # black does not get darker
+    return Drawn(spot, seen, change > LEAST_CHANGE)
 
 
 def draw_shade(rng: Rng, picture: Picture) -> Drawn | None:
@@ -88,6 +94,9 @@ def draw_shade(rng: Rng, picture: Picture) -> Drawn | None:
     np.clip(picture, 0, 1, out=picture)
     seen = np.abs(inwards) < SHADE_RIM_PX if across else mask > 0.5
     strength = float(np.sqrt(np.mean((picture - before)[seen] ** 2))) if seen.any() else 0.0
+    changed = (_size(picture - before) > LEAST_CHANGE).astype(np.uint8)
+    near = 2 * round(SHADE_RIM_PX if across else NEAR_CHANGE_PX) + 1
+    seen &= cv2.dilate(changed, np.ones((near, near), np.uint8)) > 0
     unsure = (mask > 0.03) & (mask < 0.97)
     if strength <= FAINTEST_SHADE * grain(before):
         seen, unsure = np.zeros_like(seen), mask > 0.03

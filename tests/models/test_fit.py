@@ -277,9 +277,20 @@ def test_a_state_of_something_else_is_not_taken(tmp_path: Path) -> None:
     assert load_state(path, "key") == {"format": FORMAT, "key": "key", "step": 3}
     assert load_state(path, "other") is None
     whole = path.read_bytes()
-    for damaged in (b"", whole[:100], b"no state", whole[:-200]):
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (b"", whole[:100], b"no state", whole[:-200], bytes(flipped)):
         path.write_bytes(damaged)
         assert load_state(path, "key") is None
+
+
+def test_what_a_killed_writer_left_is_swept_up(tmp_path: Path) -> None:
+    path = tmp_path / "s.state"
+    left, of_another = tmp_path / ".s.state-half", tmp_path / ".t.state-half"
+    for each in (left, of_another):
+        each.write_bytes(b"half")
+    save_state(path, "key", {"step": 3})
+    assert sorted(tmp_path.iterdir()) == [of_another, path]
 
 
 def test_no_room_for_a_state_is_said(tmp_path: Path) -> None:

@@ -91,3 +91,25 @@ def test_surfaces_are_marred_where_it_says(shape: tuple[int, ...]) -> None:
                 seen += 1
                 assert change[drawn.spot][drawn.seen].max() > 2 / 255
         assert seen >= 3, draw.__name__
+
+
+@pytest.mark.parametrize("ground", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [(189, 189), (96, 120, 3)])
+def test_nothing_is_asked_where_nothing_changed(ground: float, shape: tuple[int, ...]) -> None:
+    """On saturated ground black does not get darker, nor white brighter."""
+    grain = np.random.default_rng(0).normal(0.5, 0.03, shape)
+    surface = cv2.GaussianBlur(grain, (0, 0), 0.8).astype(np.float32)
+    surface[:, : shape[1] // 2] = ground
+    for draw, away_px in ((draw_crack, 0), (draw_shade, 8), (draw_patch, 6)):
+        seen = 0
+        for seed in range(60):
+            picture = surface.copy()
+            drawn = draw(np.random.default_rng(seed), picture)
+            if drawn is None:
+                continue
+            change = np.abs(picture - surface).reshape(*shape[:2], -1).max(axis=2)[drawn.spot]
+            near = np.ones((2 * away_px + 1,) * 2, np.uint8)
+            changed = cv2.dilate((change > 0.5 / 255).astype(np.uint8), near) > 0
+            assert changed[drawn.seen].all(), draw.__name__
+            seen += int(drawn.seen.any())
+        assert seen >= 5, draw.__name__
