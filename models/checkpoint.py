@@ -1,8 +1,8 @@
 """A training's state on disk, so that a killed one goes on exactly where it was.
 
 A state holds weights, the optimiser's moments, the random generator and the places to come back to.
-It appears under its name only when it is whole: written beside with its SHA-256, synced, renamed. It
-belongs to one `key` (`training_key`); another training's state is not taken.
+It appears under its name only when it is whole: written beside with its SHA-256, synced, renamed.
+It belongs to one `key` (`training_key`); another training's state is not taken.
 """
 
 from __future__ import annotations

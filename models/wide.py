@@ -16,7 +16,8 @@ drawn defects are not all there are, and what the student alone sees must still 
 3. Cell (i, j) of the scale's map is cell (i + 4, j + 4) of that; between them linear.
 
 Several views, each with a scale of its own, weigh together: of each cell the sum of their z counts,
-each less its own level and at least `LEAST`. One sees thin cracks, the other one shades.
+each less its own level and at least `LEAST`: by so much one may hold back what another one finds.
+One sees thin cracks, the other one shades.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ from models.variants import FRAME_MARGIN_PX, MARGIN_PX, SCALES, STRIDE, map_hw
 
 WIDTHS = (24, 48, 96, 128, 128)
 """Channels at 1/2, 1/4 (the map's), 1/8, 1/16 and 1/32 of the frame."""
-VIEW_PX = 236
-"""What lies further away from a cell changes no z: 236 px before it, 205 behind."""
+VIEW_PX, BEHIND_PX = 236, 205
+"""What lies further away from a cell, before it and behind, changes no z."""
 PROBE_PX = 320
 TOLERANCE = 0.025
 """Of one view's z: a fortieth of the map; a twentieth where two are summed."""
@@ -189,7 +190,8 @@ def check_answer(view: WideView, infer: Infer, frames_hw: Sequence[tuple[int, in
 
     An engine is compiled for each size of block. So the probe is laid into two corners of each that
     frames of these sizes come in, where z is what it is in the probe itself, as far as the view
-    does not reach beyond it. Blocks that are smaller than the probe must be finite only.
+    does not reach beyond it. Of blocks that are smaller than the probe fewer cells are compared, at
+    224 px those of the beginning alone; smaller ones must be finite only.
     """
     if view.probe is None or view.answer is None:
         return
@@ -207,23 +209,26 @@ def check_answer(view: WideView, infer: Infer, frames_hw: Sequence[tuple[int, in
 
 
 def _corners_off(probe: Image, answer: Floats, infer: Infer, size: tuple[int, int]) -> float:
-    """How far off z is, with the probe at the beginning and at the end of a block."""
-    begin, end = (slice(None, PROBE_PX),) * 2, (slice(-PROBE_PX, None),) * 2
+    """How far off z is, with as much of the probe as fits at the beginning and at the end of a
+    block."""
+    sides = [min(side, PROBE_PX) for side in size]
     block = np.full((*size, probe.shape[2]), 127, np.uint8)
-    if min(size) < PROBE_PX:
-        return 0.0 if np.isfinite(infer(block)).all() else float("nan")
-    cells = (PROBE_PX - VIEW_PX) // STRIDE
-    first, last = (slice(None, cells),) * 2, (slice(-cells, None),) * 2
     both_fit = max(size) >= 2 * PROBE_PX
-    block[begin] = probe
+    block[: sides[0], : sides[1]] = probe[: sides[0], : sides[1]]
     if both_fit:
-        block[end] = probe
+        block[-sides[0] :, -sides[1] :] = probe[-sides[0] :, -sides[1] :]
     z = infer(block)
-    off = np.abs(z[first] - answer[first]).max()
+    rows, columns = (max(0, side - BEHIND_PX) // STRIDE for side in sides)
+    off = np.abs(z[:rows, :columns] - answer[:rows, :columns]).max(initial=0)
     if not both_fit:
-        block[end] = probe
+        block[-sides[0] :, -sides[1] :] = probe[-sides[0] :, -sides[1] :]
         z = infer(block)
-    return float(np.maximum(off, np.abs(z[last] - answer[last]).max()))
+    if not np.isfinite(z).all():
+        return float("nan")
+    rows, columns = (max(0, side - VIEW_PX) // STRIDE for side in sides)
+    last = (slice(z.shape[0] - rows, None), slice(z.shape[1] - columns, None))
+    end = (slice(answer.shape[0] - rows, None), slice(answer.shape[1] - columns, None))
+    return float(np.maximum(off, np.abs(z[last] - answer[end]).max(initial=0)))
 
 
 def logits(infer: Infer, padded: Image, scale: int = 1) -> Floats:
@@ -289,8 +294,8 @@ def _within(cells: slice, begin_px: int) -> slice:
 
 
 def above_level(views: Sequence[WideView], infers: Sequence[Infer], padded: Image) -> Floats:
-    """Of each cell of a frame the sum of all views' z, each less its level and at least `LEAST`, so
-    that none keeps another one silent; see `logits`."""
+    """Of each cell of a frame the sum of all views' z, each less its level and at least `LEAST`;
+    see `logits`."""
     found = [
         np.maximum(logits(infer, padded, view.scale) - np.float32(view.level), np.float32(LEAST))
         for view, infer in zip(views, infers, strict=True)

@@ -21,6 +21,7 @@ from models.runtimes.wide_openvino import open_wide
 from models.untrained import textured_frame, untrained_model
 from models.variants import FRAME_MARGIN_PX
 from models.wide import (
+    BEHIND_PX,
     BLOCK_PX,
     PROBE_PX,
     STRIDE,
@@ -67,7 +68,7 @@ def test_an_engine_that_says_something_else_is_refused(fault: str) -> None:
         check_answer(view, wrong)
 
 
-SHAPES = [(400, 330), (640, 640), (1024, 352), (200, 600)]
+SHAPES = [(400, 330), (640, 640), (1024, 352), (480, 752), (200, 600), (256, 256)]
 
 
 @pytest.mark.parametrize("where", ["first", "last", "nan"])
@@ -88,8 +89,9 @@ def test_each_size_of_block_is_checked(hw: tuple[int, int], where: str, scale: i
         return z
 
     (size,) = block_sizes(hw, scale)
-    if min(size) < PROBE_PX and where != "nan":
-        check_answer(view, wrong, [hw])  # too small to be compared
+    least = {"first": BEHIND_PX, "last": VIEW_PX, "nan": 0}[where]
+    if min(size) < least:
+        check_answer(view, wrong, [hw])  # too small to be compared there
     else:
         with pytest.raises(ParityError, match=f"in a block of {size[1]}x{size[0]}, at most"):
             check_answer(view, wrong, [hw])
