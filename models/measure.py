@@ -49,6 +49,11 @@ def measure_teacher(model: StudentTeacher, tiles: TileSet, seed: int, report: Pr
         mean += gap * (cells / (count + cells))
         count += cells
         report("measure teacher", done, len(chosen))
+    if not count:
+        raise DataError(
+            "tiles of which nothing is inspected found, expected some that are: look at the mask, "
+            "or raise least_object"
+        )
     deviation = (squares / count).sqrt()
     if not bool(torch.isfinite(deviation).all()) or float(deviation.max()) == 0.0:
         raise DataError(

@@ -34,6 +34,7 @@ from models.crops import GOOD, UNSURE, Batch, CropSource, scattered
 from models.errors import DataError
 from models.fit import SAVE_SECONDS, first_process
 from models.images import read_image
+from models.measure import some
 from models.muon import Muon
 from models.settings import TrainingSettings
 from models.tiles import TileSet, cells_hw, pad_frame
@@ -55,7 +56,7 @@ LEAST_STATES = 8
 """So often the state is written, however fast the training is."""
 SEAM_PX = 16
 MOST_LOOKED_AT = 48
-"""Held-out images for the level."""
+"""Held-out images for the level, chosen by the seed."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -105,7 +106,9 @@ def train_wide(
             progress=partial(report, f"train the wide view{at}"),
         )
         looked_at = partial(report, f"the wide view's level{at}")
-        level = good_level(fit.view, held_out, inspected, device=device, progress=looked_at)
+        level = good_level(
+            fit.view, held_out, inspected, seed=settings.seed, device=device, progress=looked_at
+        )
         fits.append(replace(fit, view=replace(fit.view, level=level)))
     return fits
 
@@ -205,6 +208,7 @@ def good_level(
     paths: Sequence[Path],
     inspected: NDArray[np.bool_] | None = None,
     *,
+    seed: int = 0,
     device: str = "cpu",
     progress: Callable[[int, int], None],
 ) -> float:
@@ -217,8 +221,8 @@ def good_level(
     infer = open_wide_torch(view, device)
     counted = None if inspected is None else inspected[::STRIDE, ::STRIDE]
     highest = []
-    for number, path in enumerate(paths[:MOST_LOOKED_AT]):
-        padded = pad_frame(read_image(path, view.in_channels), FRAME_MARGIN_PX)
+    for number, index in enumerate(looked_at := some(len(paths), MOST_LOOKED_AT, seed)):
+        padded = pad_frame(read_image(paths[index], view.in_channels), FRAME_MARGIN_PX)
         z = logits(infer, padded, view.scale)
         if counted is not None:
             z = np.where(counted, z, -np.inf)
@@ -226,7 +230,7 @@ def good_level(
         highest.append(float(inner.max(initial=-np.inf)))
         if not math.isfinite(highest[-1]):  # nothing of it counts
             highest[-1] = float(z.max())
-        progress(number + 1, min(len(paths), MOST_LOOKED_AT))
+        progress(number + 1, len(looked_at))
     return float(np.median(highest))
 
 

@@ -2,7 +2,7 @@
 
     <folder>/                     mode 0700, this user's
         <key>.pt2                 an engine (.blob: OpenVINO's); a hash of all that it depends on
-        <key>.pt2.sha256          its digest, written with it
+        <key>.pt2.sha256          the digest of its name and of what is in it, written with it
         <key>.lock                held by the process that looks for, compiles or writes it
         timing-<machine>.bin      TensorRT's measurements: the next engine is compiled sooner
 
@@ -30,17 +30,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from models.errors import RuntimeUnavailable
 from models.fused import FusedGraph
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key. Count it up when `models.runtimes.module` computes something else, or
 engines are written in another way."""
 SUFFIX = ".pt2"
 MOST_BYTES = 8 << 30
+NO_ENGINES = (".sha256", ".lock", ".bin")
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 log = logging.getLogger(__name__)
@@ -118,8 +120,6 @@ class EngineCache:
         """
         self._check()
         path = self._path(key)
-        for orphan in self.folder.glob(f".{key.name}-*"):
-            orphan.unlink(missing_ok=True)
         # torch looks at the suffix.
         handle, name = tempfile.mkstemp(self._suffix, f".{key.name}-", self.folder)
         os.close(handle)
@@ -127,7 +127,8 @@ class EngineCache:
         try:
             write(partial)
             _sync(partial)
-            digest.write_text(f"{_sha256(partial)}\n")
+            with partial.open("rb") as file:
+                digest.write_text(f"{_named_digest(path, file)}\n")
             _sync(digest)
             # A digest without an engine is no engine; an engine without one is no engine either.
             digest.replace(_digest_of(path))
@@ -140,14 +141,21 @@ class EngineCache:
         return path
 
     def _make_room(self, kept: Path) -> None:
-        """Delete what was not used for longest, whatever runtime's, but what was just kept and what
-        somebody holds."""
+        """Delete what killed writers left, and what was not used for longest, whatever runtime's,
+        but what was just kept and what somebody holds."""
+        for orphan in self.folder.glob(".*-*"):
+            name = orphan.name[1:].partition("-")[0]
+            if name == "timing":
+                continue
+            with self._locked(f"{name}.lock", wait=False) as held:
+                if held or kept.stem == name:
+                    orphan.unlink(missing_ok=True)
         engines = []
-        for digest in self.folder.glob("[!.]*.sha256"):
+        for path in self.folder.glob("[!.]*"):
             with suppress(OSError):
-                path = digest.with_suffix("")
                 about = path.stat()
-                engines.append((about.st_mtime_ns, about.st_size, path))
+                if path.suffix not in NO_ENGINES and stat.S_ISREG(about.st_mode):
+                    engines.append((about.st_mtime_ns, about.st_size, path))
         spare = sum(size for _, size, _ in engines) - self._most_bytes
         for _, size, path in sorted(engines):
             if spare <= 0:
@@ -253,7 +261,7 @@ def _fault(path: Path) -> str | None:
             about = os.fstat(file.fileno())
             if about.st_uid != os.geteuid() or about.st_mode & OTHERS_WRITE:
                 return f"user {about.st_uid} wrote it, or others may"
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = _named_digest(path, file)
         expected = _digest_of(path).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         return f"the engine or its digest cannot be read ({error})"
@@ -270,9 +278,9 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _named_digest(path: Path, file: BufferedReader) -> str:
+    """Of an engine and of the name that it is kept by: restored by another name it is another's."""
+    return hashlib.file_digest(file, lambda: hashlib.sha256(path.name.encode())).hexdigest()
 
 
 def _sync(path: Path) -> None:

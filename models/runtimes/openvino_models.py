@@ -27,8 +27,8 @@ from models.runtimes.enginecache import EngineCache, EngineKey
 from models.runtimes.machine import cpu_identity
 
 KEPT = 16
-"""Compiled shapes kept in memory beyond those that were asked for at the start; and so many are
-looked for on disk: the first, which are those of the start."""
+"""Compiled shapes kept in memory beyond those that were pinned at the start; and so many beyond
+those, the first ones, are looked for on disk."""
 SUFFIX = ".blob"
 SOURCES = ("models/*.py", "models/runtimes/*openvino*.py")
 
@@ -86,8 +86,8 @@ class Compiled:
         return len(self._requests)
 
     def pin(self, shape: Shape) -> None:
-        self.request(shape)
         self._pinned.add(shape)
+        self.request(shape)
 
     def request(self, shape: Shape) -> Any:
         request = self._requests.get(shape)
@@ -103,8 +103,8 @@ class Compiled:
         self._requests.clear()
 
     def _model(self, shape: Shape) -> ov.CompiledModel:
-        self._looked_for += 1
-        if self._disk is None or self._looked_for > KEPT:
+        self._looked_for += shape not in self._pinned
+        if self._disk is None or (shape not in self._pinned and self._looked_for > KEPT):
             return self._compile(shape)
         machine = Cpu(
             ov.get_version(), cpu_identity(), self._settings["INFERENCE_NUM_THREADS"], _program()

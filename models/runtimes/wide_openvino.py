@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,25 @@ import openvino as ov
 from openvino import opset13 as op
 
 from models.runtimes.openvino_models import Compiled, OnDisk, arrays_sha256
-from models.wide import Floats, Image, Infer, WideView, convolutions, forward
+from models.wide import Floats, Image, Infer, WideView, block_sizes, convolutions, forward
 
 
-def open_wide(view: WideView, threads: int, folder: Path | None = None) -> Infer:
+def open_wide(
+    view: WideView,
+    threads: int,
+    folder: Path | None = None,
+    frames_hw: Sequence[tuple[int, int]] = (),
+) -> Infer:
     """See `models.wide.Infer`; compiled for each size of block. In float32.
 
-    folder: where compiled models are kept; None: nowhere.
+    folder: where compiled models are kept; None: nowhere. frames_hw: frames whose blocks' sizes are
+    compiled now, and kept in memory for good.
     """
     disk = OnDisk(folder, arrays_sha256(view.weights)) if folder else None
     compiled = Compiled(partial(_model, view), hint="f32", threads=threads, disk=disk)
+    for height, width in frames_hw:
+        for size in sorted(block_sizes((height, width), view.scale)):
+            compiled.pin(size)
 
     def infer(block: Image) -> Floats:
         request = compiled.request(block.shape[:2])

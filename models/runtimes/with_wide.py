@@ -21,7 +21,8 @@ def open_wide_view(view: WideView, options: EngineOptions, *, gpu: bool) -> Infe
     if not gpu and importlib.util.find_spec("openvino"):
         from models.runtimes.wide_openvino import open_wide
 
-        return open_wide(view, options.threads, options.cache_dir)
+        frames_hw = [shape[:2] for shape in options.shapes]
+        return open_wide(view, options.threads, options.cache_dir, frames_hw)
     from models.wide_net import open_wide_torch
 
     return open_wide_torch(view, "cuda" if gpu else "cpu")

@@ -28,10 +28,10 @@ from pipeline.cli import run
 PIXELS = np.arange(12, dtype=np.float32).reshape(3, 4)
 
 
-def tripled(rows: int, columns: int) -> ov.Model:
+def tripled(rows: int, columns: int, weight: float = 3) -> ov.Model:
     """Three times its input, by a weight that stands in the file."""
     pixels = op.parameter([rows, columns], np.float32)
-    weights = np.full((rows, columns), 3, np.float32)
+    weights = np.full((rows, columns), weight, np.float32)
     return ov.Model([op.multiply(pixels, op.constant(weights))], [pixels], "tripled")
 
 
@@ -90,7 +90,7 @@ def test_a_damaged_file_is_compiled_again(
     path.write_bytes(content)
     if damage == "of another version":  # a sound file that OpenVINO does not take
         path.write_bytes(b"not a model")
-        digest.write_text(hashlib.sha256(b"not a model").hexdigest())
+        digest.write_text(hashlib.sha256(path.name.encode() + b"not a model").hexdigest())
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(ask(tmp_path), 3 * PIXELS)
     assert "compiled again" in caplog.text
@@ -126,7 +126,41 @@ def test_who_holds_a_model_is_not_waited_for(
     assert not caplog.records
 
 
-def test_only_the_sizes_of_the_start_are_kept(tmp_path: Path) -> None:
+def test_another_models_file_by_this_ones_name_is_compiled_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a backup that was restored by hand."""
+    ask(tmp_path, content="a")
+    [mine] = kept(tmp_path)
+    ask(tmp_path, lambda rows, columns: tripled(rows, columns, 5), content="b")
+    [other] = set(kept(tmp_path)) - {mine}
+    for ending in ("", ".sha256"):
+        whole = Path(f"{other}{ending}").read_bytes()
+        Path(f"{mine}{ending}").write_bytes(whole)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(ask(tmp_path, content="a"), 3 * PIXELS)
+    assert "compiled again" in caplog.text
+
+
+def test_pinned_sizes_stay_however_many(tmp_path: Path) -> None:
+    built = list[int]()
+
+    def build(rows: int, columns: int) -> ov.Model:
+        built.append(columns)
+        return tripled(rows, columns)
+
+    compiled = Compiled(build, hint="f32", threads=1, disk=OnDisk(tmp_path, "a"))
+    pinned = range(1, KEPT + 4)
+    for columns in pinned:
+        compiled.pin((3, columns))
+    for _ in range(2):
+        for columns in pinned:
+            compiled.request((3, columns))
+    assert built == list(pinned)
+    assert len(kept(tmp_path)) == len(pinned)
+
+
+def test_of_other_sizes_the_first_are_kept(tmp_path: Path) -> None:
     compiled = Compiled(tripled, hint="f32", threads=1, disk=OnDisk(tmp_path, "a"))
     for columns in range(1, KEPT + 4):
         compiled.request((3, columns))
@@ -205,3 +239,20 @@ def test_compile_keeps_what_the_station_finds(
     assert compiled == [[path.name for path in kept(folder)], []]
     assert run([*asked, "--cache-dir", str(folder)]) == 0
     assert "was there" in capsys.readouterr().out
+
+
+def test_what_killed_writers_left_is_swept_up_and_counted(tmp_path: Path) -> None:
+    cache = EngineCache(tmp_path, most_bytes=2500)
+    machine = Machine("2.13.0", "2.13.0", "11.0.0", "nvidia-h200", (9, 0))
+    key = EngineKey("0", (1, 64, 64, 1), "fp16", machine)
+    other, held = "0" * 32, "1" * 32
+    left = [tmp_path / f".{other}-abc.pt2", tmp_path / f".{other}-abc.pt2.sha256"]
+    at_work, without_digest = tmp_path / f".{held}-abc.pt2", tmp_path / f"{other}.pt2"
+    for path in (*left, at_work, without_digest):
+        path.write_bytes(bytes(2000))
+    with (tmp_path / f"{held}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with cache.holding(key):
+            kept_path = cache.put(key, lambda path: path.write_bytes(bytes(1000)) and None)
+    found = [path.exists() for path in (*left, at_work, without_digest, kept_path)]
+    assert found == [False, False, True, False, True]
