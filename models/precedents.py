@@ -11,8 +11,9 @@ looked up: the 24x24 px around it are searched for in all training images.
    sum of squared differences.
 
 The map around the place is multiplied by ((d + `SMALL`) / (`USUAL` + `SMALL`)) ^ `POWER`: a place
-with a precedent is forgiven, one without counts more. Of use where structure repeats exactly; on
-grain nothing has a precedent.
+with a precedent is forgiven, one without counts more. Beside a wide view, whose weights go over
+powers of ten, it is `POWER_BESIDE_WIDE`. Of use where structure repeats exactly; on grain nothing
+has a precedent.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ HITS = 3
 """Of each shift."""
 COMPARED = 16
 REACH_PX = 3
-POWER = 0.25
+POWER, POWER_BESIDE_WIDE = 0.25, 2.0
 SMALL, USUAL = 3.0, 3.0
 """In pixels that went from black to white; `USUAL` is the median of suspicions on good boards."""
 AROUND_CELLS = 3
@@ -155,7 +156,13 @@ class Precedents:
             )
         return found
 
-    def weigh(self, padded: Image, raw_map: NDArray[np.float32], level: float) -> None:
+    def weigh(
+        self,
+        padded: Image,
+        raw_map: NDArray[np.float32],
+        level: float,
+        power: float = POWER,
+    ) -> None:
         """Change a frame's map in place where it is over `level`, the highest places first.
 
         padded: (H + 64, W + 64, C). What is left when there are too many places stays as it is.
@@ -166,7 +173,7 @@ class Precedents:
             return
         centres = np.array(cells, np.int64) * STRIDE + FRAME_MARGIN_PX
         differences = self.differences(padded, centres, FRAME_MARGIN_PX)
-        factors = ((differences + SMALL) / (USUAL + SMALL)) ** POWER
+        factors = ((differences + SMALL) / (USUAL + SMALL)) ** power
         weights = np.ones_like(raw_map)
         for (row, column), factor in reversed(list(zip(cells, factors.tolist(), strict=True))):
             weights[around(row), around(column)] = factor

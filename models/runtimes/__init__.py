@@ -235,9 +235,11 @@ def _opened(
             engine = WithWide(engine, wide, options, gpu=gpu)
         precedents = bundle.precedents()
         if precedents is not None:
-            from models.runtimes.looking_up import LookingUp  # with OpenCV
+            from models.precedents import POWER, POWER_BESIDE_WIDE  # with OpenCV
+            from models.runtimes.looking_up import LookingUp
 
-            engine = LookingUp(engine, precedents, bundle.calibration.q_b)
+            power = POWER_BESIDE_WIDE if wide else POWER
+            engine = LookingUp(engine, precedents, bundle.calibration.q_b, power)
     except BaseException:
         engine.close()
         raise

@@ -8,11 +8,14 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from striped import random_view
 
 from models.bundle import Bundle, recalibrated
 from models.images import read_image
 from models.precedents import (
     MOST_PX,
+    POWER,
+    POWER_BESIDE_WIDE,
     WINDOW_PX,
     Precedents,
     around,
@@ -27,6 +30,7 @@ from models.runtimes.looking_up import LookingUp
 from models.settings import TrainingSettings
 from models.tiles import pad_frame
 from models.training import train
+from models.untrained import untrained_model
 from models.variants import FRAME_MARGIN_PX
 
 
@@ -182,6 +186,33 @@ def test_a_bundle_brings_them_to_the_engine(tmp_path: Path) -> None:
     again = np.empty_like(raw_map)
     engine.infer([pad_frame(frame, FRAME_MARGIN_PX)], [again])
     np.testing.assert_array_equal(raw_map, again)
+    engine.close()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_beside_a_wide_view_precedents_count_for_more(wide: bool, tmp_path: Path) -> None:
+    images = [board(seed) for seed in range(4)]
+    precedents = Precedents(images, learn_coarse(images, 0))
+    path = save_detector(
+        tmp_path,
+        untrained_model(),
+        q_a=0.0,
+        q_b=1e-6,
+        provenance={},
+        frames=[images[0]],
+        precedents=precedents,
+        wide=[random_view(1)] if wide else [],
+    )
+    engine = open_runtime(Bundle.load(path), "openvino", "f32", calibrating=True)
+    assert isinstance(engine, LookingUp)
+    frame = pad_frame(board(9), FRAME_MARGIN_PX)
+    found, expected = np.empty((2, 50, 60), np.float32)
+    engine.infer([frame], [found])
+    engine.inner.infer([frame], [expected])
+    before = expected.copy()
+    precedents.weigh(frame, expected, 1e-6, POWER_BESIDE_WIDE if wide else POWER)
+    assert (expected != before).any()
+    np.testing.assert_array_equal(found, expected)
     engine.close()
 
 
