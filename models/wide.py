@@ -13,7 +13,8 @@ drawn defects are not all there are, and what the student alone sees must still 
    (h + 32, w + 32, C), in blocks of at most `BLOCK_PX` a side that overlap by `OVERLAP_PX`, its
    sides made up to multiples of `GRID_PX` by repeating the last pixel.
 2. `forward`, which each runtime fills with its own operations.
-3. Cell (i, j) of the scale's map is cell (i + 4, j + 4) of that; between them linear.
+3. Cell (i, j) of the scale's map is cell (i + 4, j + 4) of that; between them linear. Then all
+   of it is smoothed, by `SMOOTHED_CELLS`.
 
 Several views, each with a scale of its own, weigh together: of each cell the sum of their z counts,
 each less its own level and at least `LEAST`: by so much one may hold back what another one finds.
@@ -48,6 +49,8 @@ GRID_PX = 2 ** len(WIDTHS)
 BLOCK_PX = 2048
 OVERLAP_PX = 512
 """Twice the view and more: blocks say exactly what the whole would."""
+SMOOTHED_CELLS = 1.5
+"""Deviation of the blur, in cells of the frame's map."""
 POWER = 1.0
 LEAST, MOST = -2.0, 8.0
 Floats = NDArray[np.float32]
@@ -248,6 +251,20 @@ def logits(infer: Infer, padded: Image, scale: int = 1) -> Floats:
     return _enlarged(found, scale, map_hw(*frame_hw))
 
 
+def smoothed(z: Floats) -> Floats:
+    """z of a frame's cells, each as its surroundings have it: what one cell alone says is noise."""
+    reach = round(4 * SMOOTHED_CELLS)
+    bell = np.exp(-0.5 * (np.arange(-reach, reach + 1, dtype=np.float32) / SMOOTHED_CELLS) ** 2)
+    for axis in (0, 1):
+        beyond = [(0, 0), (0, 0)]
+        beyond[axis] = (reach, reach)
+        wider = np.moveaxis(np.pad(z, beyond, mode="edge"), axis, 0)
+        rows = wider.shape[0] - 2 * reach
+        shifted = (weight * wider[k : k + rows] for k, weight in enumerate(bell / bell.sum()))
+        z = np.moveaxis(reduce(np.add, shifted), 0, axis)
+    return np.ascontiguousarray(z, np.float32)
+
+
 def block_sizes(frame_hw: tuple[int, int], scale: int) -> set[tuple[int, int]]:
     """Of all blocks that a frame of this size, without margin, is seen in."""
     rows, columns = (
@@ -294,10 +311,12 @@ def _within(cells: slice, begin_px: int) -> slice:
 
 
 def above_level(views: Sequence[WideView], infers: Sequence[Infer], padded: Image) -> Floats:
-    """Of each cell of a frame the sum of all views' z, each less its level and at least `LEAST`;
-    see `logits`."""
+    """Of each cell of a frame the sum of all views' z, each smoothed, less its level and at least
+    `LEAST`; see `logits`."""
     found = [
-        np.maximum(logits(infer, padded, view.scale) - np.float32(view.level), np.float32(LEAST))
+        np.maximum(
+            smoothed(logits(infer, padded, view.scale)) - np.float32(view.level), np.float32(LEAST)
+        )
         for view, infer in zip(views, infers, strict=True)
     ]
     return np.asarray(reduce(np.add, found), np.float32)

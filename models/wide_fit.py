@@ -39,7 +39,7 @@ from models.muon import Muon
 from models.settings import TrainingSettings
 from models.tiles import TileSet, cells_hw, pad_frame
 from models.variants import FRAME_MARGIN_PX, MARGIN_PX, STRIDE
-from models.wide import GRID_PX, WideView, logits
+from models.wide import GRID_PX, WideView, logits, smoothed
 from models.wide_defects import spoil_wide
 from models.wide_net import WideNet, open_wide_torch
 
@@ -223,7 +223,7 @@ def good_level(
     highest = []
     for number, index in enumerate(looked_at := some(len(paths), MOST_LOOKED_AT, seed)):
         padded = pad_frame(read_image(paths[index], view.in_channels), FRAME_MARGIN_PX)
-        z = logits(infer, padded, view.scale)
+        z = smoothed(logits(infer, padded, view.scale))
         if counted is not None:
             z = np.where(counted, z, -np.inf)
         inner = z[SEAM_PX // STRIDE : -SEAM_PX // STRIDE, SEAM_PX // STRIDE : -SEAM_PX // STRIDE]

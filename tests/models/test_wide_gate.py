@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,13 +24,19 @@ from models.variants import FRAME_MARGIN_PX
 from models.wide import (
     BEHIND_PX,
     BLOCK_PX,
+    LEAST,
+    MOST,
+    POWER,
     PROBE_PX,
+    SMOOTHED_CELLS,
     STRIDE,
     VIEW_PX,
     WideView,
     block_sizes,
     check_answer,
     logits,
+    smoothed,
+    weigh,
 )
 from models.wide_net import open_wide_torch
 
@@ -165,3 +172,21 @@ def test_a_view_that_could_not_be_read_again_is_not_written(broken: str, tmp_pat
     with pytest.raises(BundleError, match=r"wide view: .* found, expected.*train it again"):
         bundle_with([view], tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (9, 8), (3, 40), (160, 97)])
+def test_smoothing_keeps_what_is_even_and_spreads_the_rest(shape: tuple[int, int]) -> None:
+    even = np.full(shape, -3.5, np.float32)
+    np.testing.assert_allclose(smoothed(even), even, rtol=1e-6)
+    z = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    expected = cv2.GaussianBlur(z, (0, 0), SMOOTHED_CELLS, borderType=cv2.BORDER_REPLICATE)
+    np.testing.assert_allclose(smoothed(z), expected, atol=1e-5)
+    z[0, 0] = np.nan
+    assert np.isnan(smoothed(z)[0, 0])
+
+
+def test_a_map_is_weighed_within_limits() -> None:
+    raw_map = np.ones((1, 4), np.float32)
+    weigh(raw_map, np.array([[0, 1, 1000, -1000]], np.float32))
+    expected = np.exp(POWER * np.array([[0, 1, MOST, LEAST]]))
+    np.testing.assert_allclose(raw_map, expected, rtol=1e-6)
