@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.errors import BundleError
 from models.variants import ALLOWED_SCALES, FRAME_MARGIN_PX, STRIDE, map_hw
 
-SCHEMA = 10
+SCHEMA = 11
 KIND = "student_teacher"
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"

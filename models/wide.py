@@ -5,9 +5,13 @@ shade like grain. The wide view is a network in the shape of a U (Ronneberger et
 2015), cheap because most of it works at an eighth to a thirty-second of the resolution. It learns
 from good images alone, with defects drawn into them (`models.wide_defects`), to tell them from
 good surface (as the segmentation half of Zavrtanik et al., "DRAEM", 2021). Its logit z, less the
-level that good images reach, weighs the map, as `models.precedents` does: the map times
-exp(`POWER` z), z held between `LEAST` and `MOST`. `LEAST` leaves the student's map a seventh:
-drawn defects are not all there are, and what the student alone sees must still show.
+level that good images reach, weighs the map m, as `models.precedents` does:
+
+    sqrt(m q_b) exp(z), z held between `LEAST` and `MOST`
+
+The root, because z tells more: twice as far off counts for the student as for 0.35 of z. q_b, the
+bundle's, is where the root changes nothing. `LEAST` leaves of that what m / 7 would: drawn defects
+are not all there are, and what the student alone sees must still show.
 
 1. The frame shrunk by the view's scale, 1 or 2 (which sees 400 px), with 16 px around,
    (h + 32, w + 32, C), in blocks of at most `BLOCK_PX` a side that overlap by `OVERLAP_PX`, its
@@ -16,9 +20,8 @@ drawn defects are not all there are, and what the student alone sees must still 
 3. Cell (i, j) of the scale's map is cell (i + 4, j + 4) of that; between them linear. Then all
    of it is smoothed, by `SMOOTHED_CELLS`.
 
-Several views, each with a scale of its own, weigh together: of each cell the sum of their z counts,
-each less its own level and at least `LEAST`: by so much one may hold back what another one finds.
-One sees thin cracks, the other one shades.
+Several views, each with a scale of its own, weigh together: of each cell the highest z counts, each
+less its own level. One sees thin cracks, the other one shades.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ VIEW_PX, BEHIND_PX = 236, 205
 """What lies further away from a cell, before it and behind, changes no z."""
 PROBE_PX = 320
 TOLERANCE = 0.025
-"""Of one view's z: a fortieth of the map; a twentieth where two are summed."""
+"""Of a view's z: a fortieth of the map."""
 SCALE, LEVEL, PROBE, ANSWER = "scale", "level", "probe", "answer"
 """Beside the weights in a file."""
 GRID_PX = 2 ** len(WIDTHS)
@@ -51,8 +54,7 @@ OVERLAP_PX = 512
 """Twice the view and more: blocks say exactly what the whole would."""
 SMOOTHED_CELLS = 1.5
 """Deviation of the blur, in cells of the frame's map."""
-POWER = 1.0
-LEAST, MOST = -2.0, 8.0
+LEAST, MOST = -1.0, 8.0
 Floats = NDArray[np.float32]
 Image = NDArray[np.uint8]
 Infer = Callable[[Image], Floats]
@@ -311,18 +313,19 @@ def _within(cells: slice, begin_px: int) -> slice:
 
 
 def above_level(views: Sequence[WideView], infers: Sequence[Infer], padded: Image) -> Floats:
-    """Of each cell of a frame the sum of all views' z, each smoothed, less its level and at least
-    `LEAST`; see `logits`."""
+    """Of each cell of a frame the highest z of all views, each smoothed and less its level; see
+    `logits`."""
     found = [
-        np.maximum(
-            smoothed(logits(infer, padded, view.scale)) - np.float32(view.level), np.float32(LEAST)
-        )
+        smoothed(logits(infer, padded, view.scale)) - np.float32(view.level)
         for view, infer in zip(views, infers, strict=True)
     ]
-    return np.asarray(reduce(np.add, found), np.float32)
+    return np.asarray(reduce(np.maximum, found), np.float32)
 
 
-def weigh(raw_map: Floats, above: Floats) -> None:
-    """Change a frame's map in place by what the wide view says of its cells."""
-    held = np.clip(above, LEAST, MOST)
-    np.multiply(raw_map, np.exp(np.float32(POWER) * held), out=raw_map)
+def weigh(raw_map: Floats, above: Floats, q_b: float) -> None:
+    """Change a frame's map in place by what the wide view says of its cells; see the module.
+
+    A global branch's share may be negative: that counts as 0.
+    """
+    root = np.sqrt(np.maximum(raw_map, 0) * np.float32(q_b))
+    np.multiply(root, np.exp(np.clip(above, LEAST, MOST)), out=raw_map)

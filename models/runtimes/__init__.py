@@ -232,7 +232,7 @@ def _opened(
         if wide:
             from models.runtimes.with_wide import WithWide
 
-            engine = WithWide(engine, wide, options, gpu=gpu)
+            engine = WithWide(engine, wide, bundle.calibration.q_b, options, gpu=gpu)
         precedents = bundle.precedents()
         if precedents is not None:
             from models.precedents import POWER, POWER_BESIDE_WIDE  # with OpenCV

@@ -32,8 +32,8 @@ class WithWide:
     """Any runtime. It answers with the engine's own id: a bundle either brings a wide view or not,
     and its thresholds were chosen accordingly.
 
-    options: the engine's; frames of its shapes are compiled and checked for now. gpu: where the
-    engine runs.
+    q_b: the bundle's (`models.wide`). options: the engine's; frames of its shapes are compiled and
+    checked for now. gpu: where the engine runs.
     Raises `ParityError` where a wide view answers otherwise than the reference.
     """
 
@@ -43,11 +43,12 @@ class WithWide:
         self,
         engine: Runtime,
         views: Sequence[WideView],
+        q_b: float,
         options: EngineOptions,
         *,
         gpu: bool = False,
     ) -> None:
-        self.inner, self._views = engine, views
+        self.inner, self._views, self._q_b = engine, views, q_b
         self._infers = [open_wide_view(view, options, gpu=gpu) for view in views]
         for view, infer in zip(views, self._infers, strict=True):
             check_answer(view, infer, [shape[:2] for shape in options.shapes])
@@ -61,7 +62,7 @@ class WithWide:
     ) -> list[float]:
         self.inner.infer(padded, out)
         for frame, raw_map in zip(padded, out, strict=True):
-            weigh(raw_map, above_level(self._views, self._infers, frame))
+            weigh(raw_map, above_level(self._views, self._infers, frame), self._q_b)
         return [float(raw_map.max()) for raw_map in out]
 
     def close(self) -> None:

@@ -26,7 +26,6 @@ from models.wide import (
     BLOCK_PX,
     LEAST,
     MOST,
-    POWER,
     PROBE_PX,
     SMOOTHED_CELLS,
     STRIDE,
@@ -186,7 +185,8 @@ def test_smoothing_keeps_what_is_even_and_spreads_the_rest(shape: tuple[int, int
 
 
 def test_a_map_is_weighed_within_limits() -> None:
-    raw_map = np.ones((1, 4), np.float32)
-    weigh(raw_map, np.array([[0, 1, 1000, -1000]], np.float32))
-    expected = np.exp(POWER * np.array([[0, 1, MOST, LEAST]]))
-    np.testing.assert_allclose(raw_map, expected, rtol=1e-6)
+    raw_map = np.array([[4, 1, 0.25, 4, 0, -1, np.nan, 4]], np.float32)
+    above = np.array([[0, 1, 1000, -1000, 1, 1, 1, np.nan]], np.float32)
+    weigh(raw_map, above, 4.0)
+    expected = [4, 2 * np.e, np.exp(MOST), 4 * np.exp(LEAST), 0, 0, np.nan, np.nan]
+    np.testing.assert_allclose(raw_map[0], expected, rtol=1e-6)
