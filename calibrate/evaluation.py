@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from calibrate.boxes_eval import matched
 from calibrate.labelled import Defect, LabelledImage
-from calibrate.metrics import PixelCurves, at_pixels
+from calibrate.metrics import PixelCurves, at_pixels, for_curves
 from calibrate.on_part import Placer, on_parts
 from calibrate.parts import Thumb, near_duplicates, part_ids, thumb
 from calibrate.scores import pixels_of, raw_map_of, recipe_for
@@ -145,15 +145,16 @@ class Judge:
         milliseconds = (time.perf_counter() - begun) * 1000
         scores = rule.scores(raw_map)
         self.thumbs.append(thumb(pixels))
+        ranks = at_pixels(for_curves(scores, rule.factors > 0), height, width)
         truth: tuple[Defect, ...] = ()
         located = not image.defective
         if not image.defective:
-            self.curves.add(at_pixels(np.maximum(scores, 0), height, width))
+            self.curves.add(ranks)
         elif image.located:
             found = image.truth((height, width))
             truth = found.defects
             if found.mask.any():
-                self.curves.add(at_pixels(np.maximum(scores, 0), height, width), found.mask)
+                self.curves.add(ranks, found.mask)
                 located = True
         failed = decision.label is Label.FAIL
         boxes = [defect.box_xyxy for defect in decision.defects] if failed else []

@@ -94,6 +94,17 @@ def at_pixels(raw_map: Map, height: int, width: int) -> Map:
     return np.asarray(enlarged, np.float32)
 
 
+def for_curves(scores: Map, inspected: NDArray[np.bool_]) -> Map:
+    """Normalised scores of a map as `PixelCurves` takes them: in the same order, none negative.
+
+    A score is negative where the map is below q_a, as nine cells of ten of a good part are: held at
+    0 they would all be tied, and the faint half of each defect with them. Whatever is not inspected
+    is 0.
+    """
+    positive = np.where(scores < 0, np.exp(np.minimum(scores, 0)), scores + np.float32(1))
+    return np.where(inspected, positive, 0).astype(np.float32, copy=False)
+
+
 def box_peak(raw_map: Map, box_xyxy: tuple[int, int, int, int]) -> float:
     """The highest map value on or within a cell of a half-open box of pixels."""
     x0, y0, x1, y1 = box_xyxy

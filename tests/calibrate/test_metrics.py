@@ -16,6 +16,7 @@ from calibrate.metrics import (
     PixelCurves,
     at_pixels,
     box_peak,
+    for_curves,
     image_auroc,
     interval,
     recall_at,
@@ -126,6 +127,20 @@ def test_nothing_to_compare_is_nan() -> None:
     assert math.isnan(curves.auroc())
     assert math.isnan(image_auroc([], [1.0]))
     assert math.isnan(recall_at([1.0], [], 0.01))
+
+
+def test_scores_under_zero_keep_their_order() -> None:
+    """Most of a defect is below q_a where the map is faint."""
+    rng = np.random.default_rng(0)
+    scores = np.concatenate([rng.normal(0, 0.05, 400), [-20, 0, 1e6]]).astype(np.float32)
+    inspected = np.ones(403, np.bool_)
+    inspected[:7] = False
+    found = for_curves(scores, inspected)
+    assert found.dtype == np.float32
+    assert (found[:7] == 0).all()
+    np.testing.assert_array_equal(np.argsort(found[7:]), np.argsort(scores[7:]))
+    assert (np.diff(np.sort(found[7:])) > 0).all()
+    assert found[7:].min() > 0
 
 
 @pytest.mark.parametrize(
