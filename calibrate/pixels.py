@@ -20,9 +20,9 @@ from calibrate.scores import GoodMap, Recipes, Scorer
 from calibrate.thresholds import LOWEST
 from pipeline.rules import Thresholds
 
-STEPS = 24
-"""Thresholds that are tried for boxes, each so many times the one before, up to the image's."""
-RATIO = 0.9
+STEPS, RATIO = 32, 0.8
+"""Thresholds that are tried for boxes, each so many times the one before, from the image's down to
+a thousandth of it: beside a wide view a map's values go over powers of ten."""
 
 
 def pixel_threshold(
