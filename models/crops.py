@@ -91,7 +91,8 @@ class CropSource:
     (a label's corner, a print) would be met too seldom at random, and then decide the threshold:
     `revisited` of the crops are drawn from the places where `report` was given the highest values.
     counts: how many defects and specks each crop gets. fades: what is left of a hard place's value
-    when it was seen with drawn defects, which may have covered it.
+    when it was seen with drawn defects, which may have covered it. short_px: crops that end where
+    their tile does, below or at the right, may be smaller by up to so much.
     """
 
     def __init__(
@@ -104,11 +105,12 @@ class CropSource:
         counts: Counts,
         revisited: float,
         fades: float = 1.0,
+        short_px: int = 0,
         augmentation: Augmentation = NO_AUGMENTATION,
         draw_defects: Spoil = spoil,
     ) -> None:
         self._tiles, self._rng = tiles, rng
-        self._batch, self._crop_px = batch, crop_px
+        self._batch, self._crop_px, self._short_px = batch, crop_px, short_px
         self._counts, self._revisited, self._fades = counts, revisited, fades
         self._augmentation = augmentation
         self._spoil = draw_defects
@@ -160,7 +162,8 @@ class CropSource:
     def _crop(self, at: Place) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Pixels and which cells count of what lies at `at`, perhaps mirrored, turned or relit."""
         tile = self._tiles[at.tile]
-        rows, columns = cells_hw(*(min(self._crop_px, side) for side in tile.shape[:2]))
+        rest = (side - begin for side, begin in zip(tile.shape[:2], (at.top, at.left), strict=True))
+        rows, columns = cells_hw(*(min(self._crop_px, side) for side in rest))
         height, width = pixels_of(rows), pixels_of(columns)
         crop = tile[at.top : at.top + height, at.left : at.left + width]
         inspected = self._tiles.inspected_cells(at.tile, at.top, at.left, (rows, columns))
@@ -191,12 +194,18 @@ class CropSource:
 
         Else the cells at the sides of a tile, and with them a frame's border, were hardly ever met.
         """
-        reach = self._crop_px // 2
-        return min(max(int(self._rng.integers(-reach, room + reach + 1)), 0), room)
+        reach, whole = self._crop_px // 2, max(0, room - self._short_px)
+        at = max(int(self._rng.integers(-reach, whole + reach + 1)), 0)
+        if at <= whole or room == whole:
+            return min(at, whole)
+        return int(self._rng.integers(whole, room + 1))
 
     def _rooms(self, tile: int) -> tuple[int, int]:
         """How far down and right a crop of the tile may begin."""
-        height, width = (max(0, int(side) - self._crop_px) for side in self._tiles.shapes[tile, :2])
+        height, width = (
+            side - self._crop_px + self._short_px if side > self._crop_px else 0
+            for side in map(int, self._tiles.shapes[tile, :2])
+        )
         return height, width
 
 

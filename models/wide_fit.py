@@ -1,7 +1,8 @@
 """The training of the wide view (`models.wide` tells what it is).
 
 1. Crops of good tiles with drawn defects (`models.wide_defects`), scattered over them; they come
-   back to where good surface looks worst (`models.crops`).
+   back to where good surface looks worst (`models.crops`). Below and at the right of a tile they
+   are made up with its last pixels by any number, as frames are.
 2. A logistic loss on each cell: the mean of the good ones and of the hardest of them, and the mean
    of each defect, however large.
 3. Muon (`models.muon`), one cycle of the learning rate. Batch normalisation (Ioffe and Szegedy,
@@ -147,6 +148,7 @@ def fit_wide(
         counts=scattered,
         revisited=0.5,
         fades=FADES,
+        short_px=GRID_PX - 1,
         augmentation=augmentation,
         draw_defects=spoil_wide,
     )

@@ -104,6 +104,31 @@ def cells_changed(
     return seen
 
 
+@pytest.mark.parametrize("short_px", [0, 20])
+def test_crops_may_be_short_where_their_tile_ends(short_px: int) -> None:
+    """As a frame's last block has less of it than whole ones."""
+    tiles = tile_set([(150, 130, 1)])
+    rng, counts = np.random.default_rng(0), gathered(0.0)
+    crops = CropSource(
+        tiles, rng, batch=8, crop_px=64, counts=counts, revisited=0.5, short_px=short_px
+    )
+    seen: set[int] = set()
+    for _ in range(20):
+        batch = crops.draw()
+        for group in batch.groups:
+            height, width = group.pixels.shape[1:3]
+            ends = [range(at - 3, at + 1) for at in (150, 130)]
+            for crop in group.pixels.numpy():
+                windows = np.lib.stride_tricks.sliding_window_view(tiles[0][..., 0], crop.shape[:2])
+                found = np.argwhere((windows == crop[..., 0]).all(axis=(2, 3)))
+                assert len(found)
+                for begin, length, end in zip(found[0], (height, width), ends, strict=True):
+                    assert length == 61 or begin + length in end
+                    seen.add(length)
+        crops.report(batch, [float(k) for k in range(8)])
+    assert seen == ({61} if not short_px else {41, 45, 49, 53, 57, 61})
+
+
 def test_uninspected_cells_ask_nothing() -> None:
     tiles = tile_set([(132, 132, 1)])
     inspected = np.zeros((100, 100), np.bool_)
