@@ -20,9 +20,9 @@ from calibrate.scores import GoodMap, Recipes, Scorer
 from calibrate.thresholds import LOWEST
 from pipeline.rules import Thresholds
 
-STEPS, RATIO = 32, 0.8
-"""Thresholds that are tried for boxes, each so many times the one before, from the image's down to
-a thousandth of it: beside a wide view a map's values go over powers of ten."""
+STEPS = 40
+"""Thresholds that are tried for boxes, in even ratios from the image's down to `LOWEST`: beside a
+wide view a map's values go over powers of ten."""
 
 
 def pixel_threshold(
@@ -55,9 +55,7 @@ def pixel_threshold(
     if not known:
         return None, ""
     best, best_score = None, 0.0
-    for threshold in at_most * RATIO ** np.arange(STEPS):
-        if threshold < LOWEST:
-            break
+    for threshold in np.geomspace(at_most, min(LOWEST, at_most), STEPS):
         thresholds = numbers(float(threshold))
         rules = Scorer(thresholds, recipes)
         found_all = boxes_all = true_all = 0
