@@ -20,20 +20,43 @@ FOUND_COLOR, TRUE_COLOR = (235, 80, 50), (70, 160, 255)
 """RGB; told apart by people who do not see red and green alike."""
 GAP_PX = 4
 HEAT = 0.6
+WIDE = 100.0
 
 Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Scores that the heatmap shows, from black to white; the same for the whole report."""
+    """Scores that the heatmap shows, from black to white; the same for the whole report.
+
+    logarithmic: beside a wide view scores go over powers of ten, of which the highest alone would
+    be seen. Raises `ValueError` where low is not below high, or a logarithmic one begins at 0.
+    """
 
     low: float
     high: float
+    logarithmic: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and self.low < self.high < math.inf):
             raise ValueError(f"a display range {self.low!r} to {self.high!r}, expected low < high")
+        if self.logarithmic and self.low <= 0:
+            raise ValueError(f"a logarithmic range from {self.low!r}, expected low > 0")
+
+    @classmethod
+    def of_scores(cls, low: float, pixel_threshold: float, high: float) -> Range:
+        """From low to high; over `WIDE` times the pixel threshold logarithmic, from a tenth of
+        that on."""
+        if high > WIDE * pixel_threshold:
+            return cls(0.1 * pixel_threshold, high, logarithmic=True)
+        return cls(low, max(high, low + 1e-6))
+
+    def level(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """0 for black to 1 for white."""
+        low, high = np.float32(self.low), np.float32(self.high)
+        if self.logarithmic:
+            scores, low, high = np.log(np.maximum(scores, low)), np.log(low), np.log(high)
+        return np.asarray(np.clip((scores - low) / (high - low), 0, 1), np.float32)
 
 
 def picture(seen: Seen, shown: Range, side_px: int = SIDE_PX) -> Image:
@@ -74,8 +97,8 @@ def _panels(seen: Seen, shown: Range, side_px: int) -> Sequence[Image]:
         _draw(boxed, box, FOUND_COLOR, scale, 1)
     dense = at_pixels(seen.scores, height, width)
     small = cv2.resize(dense, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    level = np.clip((small - shown.low) / (shown.high - shown.low), 0, 1)
-    colours = cv2.applyColorMap(np.rint(255 * level).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    levels = np.rint(255 * shown.level(np.asarray(small, np.float32))).astype(np.uint8)
+    colours = cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)
     heat: Image = np.rint((1 - HEAT) * plain + HEAT * colours[:, :, ::-1]).astype(np.uint8)
     gap: Image = np.full((size[1], GAP_PX, 3), 255, np.uint8)
     return boxed, gap, heat

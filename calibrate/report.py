@@ -43,6 +43,11 @@ CAMERA_COLUMNS = ("image_auroc", "recall", "false_rejects", "box_f")
 SEPARATOR = "\x1f"
 
 
+def short(value: float) -> str:
+    """Three digits, or all before the point: `0.0123`, `5,956`."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
 def write_report(path: Path, evaluation: Evaluation) -> None:
     """Write the HTML file. Raises `DataError` when it cannot be written."""
     text = render(evaluation)
@@ -84,7 +89,11 @@ def render(evaluation: Evaluation) -> str:
         tables=_tables(tables),
         least_iou=evaluation.least_iou,
         training=_training(evaluation.bundle),
-        range={"low": f"{evaluation.shown.low:.3g}", "high": f"{evaluation.shown.high:.3g}"},
+        range={
+            "low": short(evaluation.shown.low),
+            "high": short(evaluation.shown.high),
+            "how": "logarithmic, " if evaluation.shown.logarithmic else "",
+        },
         left_out=left_out,
         verdicts=[(key, name, counts[key]) for key, name in VERDICTS.items() if counts[key]],
         types=sorted(types.items()),
@@ -104,8 +113,8 @@ def _tiles(found: dict[str, Figure], times: Sequence[float]) -> list[dict[str, s
     tiles.append(
         {
             "name": "Time for an image",
-            "value": f"{quantile(times, 0.5):.3g} ms",
-            "more": f"p99 {quantile(times, 0.99):.3g} ms, engine and rule",
+            "value": f"{short(quantile(times, 0.5))} ms",
+            "more": f"p99 {short(quantile(times, 0.99))} ms, engine and rule",
         }
     )
     return tiles
@@ -356,8 +365,8 @@ def _cards(evaluation: Evaluation) -> tuple[list[dict[str, Any]], list[str], str
                 "types": SEPARATOR.join(kinds),
                 "camera": judged.image.camera,
                 "what": VERDICTS[verdict],
-                "score": f"{judged.score:.3g}",
-                "threshold": f"{judged.threshold:.3g}",
+                "score": short(judged.score),
+                "threshold": short(judged.threshold),
                 "name": judged.image.path.name,
                 "more": more,
             }

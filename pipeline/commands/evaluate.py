@@ -136,8 +136,8 @@ def _display(text: str, thresholds: EngineThresholds) -> Range:
             return Range(low, high)
     except ValueError as error:
         raise DataError(f"--display {text!r} found, expected LOW,HIGH with LOW < HIGH") from error
-    low = thresholds.lowest
-    return Range(low, max(HEAT_TOP * thresholds.highest, low + 1e-6))
+    high = HEAT_TOP * thresholds.highest
+    return Range.of_scores(thresholds.lowest, thresholds.pixel_threshold, high)
 
 
 def _print(evaluation: Evaluation) -> None:

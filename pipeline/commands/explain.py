@@ -63,7 +63,8 @@ def command(
     found = explain(seen, rule, judge.engine_id, stage_scores)
     path = out or Path(f"{image.stem}-explained.png")
     try:
-        write_png(path, picture(seen, Range(0.0, seen.judged.threshold), SIDE_PX))
+        shown = Range.of_scores(0.0, judge.thresholds.pixel_threshold, seen.judged.threshold)
+        write_png(path, picture(seen, shown, SIDE_PX))
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}): name another file with --out"

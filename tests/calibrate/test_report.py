@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from judged import crowd, curves_of, judged
 
@@ -146,6 +148,20 @@ def test_a_range_is_one() -> None:
     for low, high in ((1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match="low < high"):
             Range(low, high)
+    with pytest.raises(ValueError, match="low > 0"):
+        Range(0.0, 1.0, logarithmic=True)
+
+
+@pytest.mark.parametrize(("high", "logarithmic"), [(5.0, False), (1e5, True)])
+def test_heat_over_powers_of_ten_is_logarithmic(high: float, logarithmic: bool) -> None:
+    shown = Range.of_scores(-0.1, 1.0, high)
+    assert shown.logarithmic == logarithmic
+    scores = np.array([-1e9, shown.low, shown.high, 1e9], np.float32)
+    np.testing.assert_allclose(shown.level(scores), [0, 0, 1, 1], atol=1e-6)
+    middle = math.sqrt(shown.low * shown.high) if logarithmic else (shown.low + shown.high) / 2
+    assert shown.level(np.array([middle], np.float32))[0] == pytest.approx(0.5, abs=0.01)
+    nothing = Range.of_scores(-0.1, 1.0, -9.0)
+    assert nothing.low < nothing.high
 
 
 def test_a_report_that_cannot_be_written(evaluation: Evaluation, tmp_path: Path) -> None:
