@@ -80,7 +80,7 @@ PLANS = {
             wide_steps=5000,
             validations=4,
         ),
-        Recipe(box_fraction=0.1, box_margin_px=4, merge_px=16, edge_px=12),
+        Recipe(box_fraction=0.1, box_margin_px=4, merge_px=16),
     ),
 }
 POLICY = Policy("youden")

@@ -18,9 +18,7 @@ rm -rf "$out"
 mkdir -p "$out"
 bundle_of() { $python -c 'import json, sys; print(json.load(sys.stdin)["bundle"])'; }
 
-# Tiles end with the image: what lies beyond is guessed, and looks torn.
-$linewatch recipe set "$out/tiles.yaml" edge_px=12 box_fraction=0.1 box_margin_px=4 merge_px=16 \
-    --reason "chosen on val"
+$linewatch recipe set "$out/tiles.yaml" box_fraction=0.1 box_margin_px=4 merge_px=16 --reason "chosen on val"
 surfaces="--set augment.mirror=true --set wide_view=true --set wide_scales=[1,2] --set wide_steps=2000"
 # shellcheck disable=SC2086
 trained=$($linewatch train "$data/train/good" --scales 1,2 $surfaces --out "$out/bundles" --json | bundle_of)
